@@ -1,0 +1,17 @@
+// Command keg is a container engine. It has two doors: the command line, and the
+// monitor that keg starts for each container.
+package main
+
+import (
+	"os"
+
+	"keg/internal/cli"
+	"keg/internal/monitor"
+)
+
+func main() {
+	if len(os.Args) > 1 && os.Args[0] == monitor.Argv0 {
+		os.Exit(monitor.Main(os.Args[1:]))
+	}
+	os.Exit(cli.Main(os.Args))
+}

@@ -1,0 +1,121 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Lock is an exclusive flock(2) on a file that is never removed while others may
+// want it. It ends with Unlock or with the process.
+type Lock struct{ f *os.File }
+
+// LockFile waits until the lock at path is ours or ctx ends. The file is made when
+// missing.
+func LockFile(ctx context.Context, path string) (*Lock, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		err := flock(f, unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return &Lock{f}, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			f.Close()
+			return nil, &os.PathError{Op: "flock", Path: path, Err: err}
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, &os.PathError{Op: "flock", Path: path, Err: context.Cause(ctx)}
+		case <-time.After(wait):
+		}
+	}
+}
+
+// Unlock gives the lock up.
+func (l *Lock) Unlock() error { return l.f.Close() }
+
+func flock(f *os.File, how int) error {
+	for {
+		err := unix.Flock(int(f.Fd()), how)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// A Dir is a directory in use: as long as its holder lives it carries a shared
+// flock; without one it is garbage and Sweep removes it.
+type Dir struct {
+	Path string
+	f    *os.File
+}
+
+// HoldDir makes a fresh directory below parent and holds it.
+func HoldDir(parent, pattern string) (*Dir, error) {
+	p, err := os.MkdirTemp(parent, pattern)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(p)
+	if err != nil {
+		return nil, err
+	}
+	if err := flock(f, unix.LOCK_SH|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, &os.PathError{Op: "flock", Path: p, Err: err}
+	}
+	// Between mkdir and flock a sweeper may have taken it for garbage.
+	if _, err := os.Stat(p); err != nil {
+		f.Close()
+		return HoldDir(parent, pattern)
+	}
+	return &Dir{p, f}, nil
+}
+
+// Remove deletes the directory and lets go of it.
+func (d *Dir) Remove() error {
+	err := os.RemoveAll(d.Path)
+	d.f.Close()
+	return err
+}
+
+// Release lets go without deleting: after the directory was renamed to its place.
+func (d *Dir) Release() { d.f.Close() }
+
+// Sweep deletes the directories below parent that nobody holds.
+func Sweep(parent string) error {
+	ents, err := os.ReadDir(parent)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	var errs []error
+	for _, e := range ents {
+		if e.IsDir() {
+			errs = append(errs, sweepOne(filepath.Join(parent, e.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func sweepOne(p string) error {
+	f, err := os.Open(p)
+	if err != nil {
+		return nil // gone, or not ours to judge
+	}
+	defer f.Close()
+	if flock(f, unix.LOCK_EX|unix.LOCK_NB) != nil {
+		return nil // in use
+	}
+	return os.RemoveAll(p)
+}
