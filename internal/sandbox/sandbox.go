@@ -86,15 +86,14 @@ func Start(ctx context.Context, spec *specs.Spec, o Options) (_ *Process, err er
 		return nil, err
 	}
 	if o.Cgroup != "" {
-		g, warnings, err := cgroup.Create(o.Cgroup, spec.Linux.Resources)
-		if err != nil {
+		var warnings []string
+		if s.box.group, warnings, err = cgroup.Create(o.Cgroup, spec.Linux.Resources); err != nil {
 			return nil, err
 		}
-		s.box.group = g
 		s.layout.warn(warnings...)
 		defer func() {
 			if err != nil {
-				_ = g.Remove(context.WithoutCancel(ctx))
+				_ = s.box.group.Remove(context.WithoutCancel(ctx))
 			}
 		}()
 	}

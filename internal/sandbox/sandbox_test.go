@@ -26,13 +26,32 @@ func TestMain(m *testing.M) {
 	if os.Geteuid() == 0 && os.Getenv("KEG_TEST_INSIDE") == "" {
 		os.Exit(inside())
 	}
+	before, _ := os.ReadFile("/proc/self/mountinfo")
 	code := m.Run()
-	if g, err := cgroup.Open("keg-test-sandbox"); err == nil {
-		for _, h := range g.Hierarchies() {
-			_ = unix.Rmdir(h.Dir)
-		}
+	if left := leftovers(string(before)); len(left) > 0 {
+		fmt.Println("FAIL: the tests left behind", left)
+		code = 1
 	}
 	os.Exit(code)
+}
+
+// leftovers lists cgroups, mounts and children that should be gone.
+func leftovers(mounts string) (left []string) {
+	if g, err := cgroup.Open("keg-test-sandbox"); err == nil && os.Geteuid() == 0 {
+		for _, h := range g.Hierarchies() {
+			if err := unix.Rmdir(h.Dir); err != nil && err != unix.ENOENT {
+				inner, _ := filepath.Glob(h.Dir + "/*-*")
+				left = append(left, inner...)
+			}
+		}
+	}
+	if after, _ := os.ReadFile("/proc/self/mountinfo"); string(after) != mounts {
+		left = append(left, "mounts")
+	}
+	if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); err != unix.ECHILD {
+		left = append(left, fmt.Sprint("a child ", pid))
+	}
+	return left
 }
 
 func inside() int {
