@@ -39,6 +39,22 @@ func LockFile(ctx context.Context, path string) (*Lock, error) {
 	return &Lock{f}, nil
 }
 
+// TryLock is LockFile without waiting: nil when somebody else holds the lock.
+func TryLock(path string) (*Lock, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err = flock(f, unix.LOCK_EX|unix.LOCK_NB); err == nil {
+		return &Lock{f}, nil
+	}
+	f.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, nil
+	}
+	return nil, &os.PathError{Op: "flock", Path: path, Err: err}
+}
+
 // Unlock gives the lock up.
 func (l *Lock) Unlock() error { return l.f.Close() }
 
