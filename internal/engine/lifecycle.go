@@ -13,6 +13,7 @@ import (
 	ctr "keg/internal/container"
 	"keg/internal/fault"
 	"keg/internal/linux"
+	vol "keg/internal/volume"
 )
 
 // settleStep is the time between two looks at something that is about to change.
@@ -298,9 +299,6 @@ func (e *Engine) erase(ctx context.Context, r *ctr.Record, volumes bool) error {
 	return e.removeAnonymous(ctx, r)
 }
 
-// anonymousLabel marks volumes that were made without a name.
-const anonymousLabel = "com.docker.volume.anonymous"
-
 // removeAnonymous deletes the anonymous volumes of a container that is gone, unless
 // another one uses them (--volumes-from).
 func (e *Engine) removeAnonymous(ctx context.Context, r *ctr.Record) error {
@@ -313,7 +311,7 @@ func (e *Engine) removeAnonymous(ctx context.Context, r *ctr.Record) error {
 		if err != nil {
 			continue
 		}
-		if _, anonymous := v.Labels[anonymousLabel]; !anonymous {
+		if _, anonymous := v.Labels[vol.AnonymousLabel]; !anonymous {
 			continue
 		}
 		if err := e.RemoveVolume(ctx, v.Name, false); err != nil && !fault.Is(err, fault.Conflict) {

@@ -11,6 +11,7 @@ import (
 
 	"keg/internal/builder"
 	"keg/internal/fault"
+	vol "keg/internal/volume"
 )
 
 // PruneOptions are those of docker system prune and of the prunes of one kind.
@@ -154,7 +155,7 @@ func (p *pruning) volumes(ctx context.Context) error {
 		return err
 	}
 	for _, v := range vols {
-		_, anonymous := v.Labels[anonymousLabel]
+		_, anonymous := v.Labels[vol.AnonymousLabel]
 		if len(used[v.Name]) > 0 || !anonymous && !p.allVolumes() || !p.o.Filter.labels(v.Labels) {
 			continue
 		}
