@@ -25,7 +25,7 @@ func (e *Engine) Build(ctx context.Context, o builder.Options, progress func(bui
 		progress = func(builder.Event) {}
 	}
 	res, err := builder.Build(ctx, o, builder.Deps{
-		Store: e.store, Snapshots: e.snapshots, Steps: e.stepsDir(),
+		Store: e.store, Snapshots: e.snapshots, Steps: e.stepsDir(), Run: e.opt.Run,
 		Images: bases{e}, Runner: runner, Progress: progress,
 	})
 	if err != nil {

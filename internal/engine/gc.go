@@ -91,6 +91,9 @@ func (e *Engine) collect(ctx context.Context) (freed, error) {
 	if err != nil {
 		return freed{}, err
 	}
+	if err := e.sweepBuilds(ctx); err != nil {
+		return freed{}, err
+	}
 	var f freed
 	layers, n, err := e.snapshots.Sweep(ctx, grace, e.stacksInUse)
 	if err != nil {
@@ -126,7 +129,7 @@ func (e *Engine) stacksInUse() ([][]digest.Digest, error) {
 		return nil, err
 	}
 	for _, s := range steps {
-		stacks = append(stacks, s.Stack)
+		stacks = append(stacks, s.stack)
 	}
 	return stacks, nil
 }
@@ -164,15 +167,6 @@ func (e *Engine) blobsInUse() (map[digest.Digest]bool, error) {
 		}
 		marks[r.ImageID] = true
 		e.mark(marks, image.Descriptor{MediaType: image.MediaManifest, Digest: r.Manifest}, 0)
-	}
-	steps, err := e.steps()
-	if err != nil {
-		return nil, err
-	}
-	for _, s := range steps {
-		for _, d := range s.Blobs {
-			marks[d] = true
-		}
 	}
 	return marks, nil
 }

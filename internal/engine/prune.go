@@ -222,18 +222,18 @@ func (p *pruning) buildCache() error {
 	}
 	now := time.Now()
 	for _, s := range steps {
-		if now.Sub(s.Used) < grace || !p.old(s.Used) || len(p.o.Filter["label"]) > 0 || !p.o.All && inSomeImage(s, a.images) {
+		if now.Sub(s.used) < grace || !p.old(s.used) || len(p.o.Filter["label"]) > 0 || !p.o.All && inSomeImage(s, a.images) {
 			continue
 		}
-		p.done.BuildCache = append(p.done.BuildCache, s.Key)
+		p.done.BuildCache = append(p.done.BuildCache, s.key)
 	}
-	return builder.DropCache(p.e.stepsDir(), p.done.BuildCache...)
+	return builder.Forget(p.e.stepsDir(), p.done.BuildCache...)
 }
 
 // inSomeImage reports whether an image was built through this step.
-func inSomeImage(s builder.CacheEntry, images []*imageRecord) bool {
+func inSomeImage(s step, images []*imageRecord) bool {
 	return slices.ContainsFunc(images, func(r *imageRecord) bool {
-		return len(r.Stack) >= len(s.Stack) && len(s.Stack) > 0 && slices.Equal(r.Stack[:len(s.Stack)], s.Stack)
+		return len(r.Stack) >= len(s.stack) && slices.Equal(r.Stack[:len(s.stack)], s.stack)
 	})
 }
 

@@ -164,12 +164,12 @@ func (e *Engine) cacheUsage(a *album, counted map[digest.Digest]bool) (Usage, er
 		if inSomeImage(s, a.images) {
 			u.Active++
 		}
-		for i, chain := range image.ChainIDs(s.Stack) {
+		for i, chain := range image.ChainIDs(s.stack) {
 			if counted[chain] {
 				continue
 			}
 			counted[chain] = true
-			_, files, err := e.snapshots.LayerSize(s.Stack[:i+1])
+			_, files, err := e.snapshots.LayerSize(s.stack[:i+1])
 			if err != nil {
 				continue // dropped meanwhile
 			}
