@@ -351,6 +351,9 @@ func leftovers(t *testing.T, e *Engine) []string {
 			t.Fatal(err)
 		}
 		for _, ent := range ents {
+			if ent.Name()[0] == '.' {
+				continue // locks and trash of the room
+			}
 			left = append(left, dir+"/"+ent.Name())
 		}
 	}
