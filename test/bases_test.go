@@ -32,6 +32,7 @@ import (
 var hub struct {
 	once sync.Once
 	err  error
+	addr string // host:port of the registry
 	conf string // registries.conf that sends docker.io there
 	dir  string
 	cmd  *exec.Cmd
@@ -66,6 +67,7 @@ func startBases() (err error) {
 	if err != nil {
 		return err
 	}
+	hub.addr = addr
 	config := filepath.Join(hub.dir, "config.yml")
 	os.WriteFile(config, fmt.Appendf(nil, "version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %q}\n",
 		filepath.Join(hub.dir, "data"), addr), 0o600)

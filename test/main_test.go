@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -24,7 +25,7 @@ func TestMain(m *testing.M) {
 	}
 	flag.Parse()
 	flag.Set("test.parallel", "1") // scripts share the namespace's ports
-	testscript.Main(runner{m}, map[string]func(){"retry": retry})
+	testscript.Main(runner{m}, map[string]func(){"retry": retry, "code": code})
 }
 
 // runner prepares what all scripts share before the first one runs.
@@ -109,5 +110,20 @@ func retry() {
 			return
 		}
 		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// code runs its arguments and succeeds when they exit with the status that comes first.
+func code() {
+	cmd := exec.Command(os.Args[2], os.Args[3:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	err := cmd.Run()
+	if cmd.ProcessState == nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	if got := strconv.Itoa(cmd.ProcessState.ExitCode()); got != os.Args[1] {
+		fmt.Fprintf(os.Stderr, "exit status %s, want %s\n", got, os.Args[1])
+		os.Exit(1)
 	}
 }

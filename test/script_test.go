@@ -19,6 +19,7 @@ func TestScript(t *testing.T) {
 	registry := bases(t)
 	run(t, "script", func(e *testscript.Env) {
 		e.Setenv("CONTAINERS_REGISTRIES_CONF", registry)
+		e.Setenv("HUB", hub.addr)
 	})
 }
 
