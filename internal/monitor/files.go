@@ -187,10 +187,13 @@ func (m *monitor) writeFiles(n attached, o *container.SpecOptions) error {
 		o.Hosts, o.Resolv, o.Hostname = filepath.Join(dir, "hosts"), filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "hostname")
 		return nil
 	}
-	dir := m.containers.Dir(m.id)
-	host := m.rec.Config.Hostname
+	return writeNetFiles(m.containers.Dir(m.id), n, m.rec, o)
+}
+
+func writeNetFiles(dir string, n attached, r *container.Record, o *container.SpecOptions) error {
+	host := r.Config.Hostname
 	if host == "" {
-		host = m.id[:12]
+		host = r.ID[:12]
 	}
 	if strings.ContainsAny(host, "\n\x00") {
 		return fault.Invalidf("invalid hostname %q", host)
@@ -299,4 +302,3 @@ func copySelf(to string) error {
 	}
 	return os.Rename(out.Name(), to)
 }
-

@@ -11,7 +11,6 @@ import (
 	dcontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"golang.org/x/sys/unix"
-
 )
 
 // Docker's defaults.
@@ -166,4 +165,3 @@ func (h *health) execProbe(ctx context.Context) (res dcontainer.HealthcheckResul
 	res.Output = out.String()
 	return res
 }
-

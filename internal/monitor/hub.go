@@ -27,11 +27,15 @@ func newHub(log *container.LogWriter) *hub {
 	return &hub{log: log, peers: map[*link]attachment{}, hurry: make(chan struct{})}
 }
 
-// join adds a peer, which gets what is printed from now on.
-func (h *hub) join(l *link, a attachment) {
+// join adds a peer, which gets what is printed from now on; false when it is all over.
+func (h *hub) join(l *link, a attachment) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.peers == nil {
+		return false
+	}
 	h.peers[l] = a
+	return true
 }
 
 func (h *hub) leave(l *link) {

@@ -108,7 +108,7 @@ func decodeError(b []byte) error {
 	err := errors.New(p.Message)
 	switch {
 	case p.Code != 0:
-		return &sandbox.ExecError{Code: p.Code, Err: err}
+		return coded{&sandbox.ExecError{Code: p.Code, Err: err}}
 	case p.Kind != fault.Unknown:
 		return fault.As(p.Kind, err)
 	}

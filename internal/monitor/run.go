@@ -37,6 +37,7 @@ type run struct {
 	root    int      // descriptor of the root, -1 when closed
 	files   []*os.File
 	started time.Time
+	exit    Exit          // once done is closed
 	done    chan struct{} // closed when the process has ended and its exit is recorded
 	pumps   chan struct{} // closed when the output is copied
 	outputs []*os.File
@@ -103,8 +104,11 @@ func (m *monitor) start(starter *link, attach *attachment) (_ *run, err error) {
 // execute puts the program into its box.
 func (r *run) execute(ctx context.Context, m *monitor, stdio [3]*os.File) (err error) {
 	o := sandbox.Options{Root: r.root, Stdio: stdio, NetNS: r.netns(), Cgroup: cgroupPath(m.rec),
-		Private: []*os.File{m.lock}, Cache: filepath.Join(m.roots.Root, "seccomp"), DefaultSeccomp: !seccompOff(m.rec.Host),
-		Recorded: func(pid int, start uint64) error { return m.recordStart(r, pid, start) }}
+		Cache: filepath.Join(m.roots.Root, "seccomp"), DefaultSeccomp: !seccompOff(m.rec.Host)}
+	if m.lock != nil { // the steps of a build have no record
+		o.Private = []*os.File{m.lock}
+		o.Recorded = func(pid int, start uint64) error { return m.recordStart(r, pid, start) }
+	}
 	if r.proc, err = sandbox.Start(ctx, r.spec, o); err != nil {
 		return startError(err)
 	}
