@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"path"
+	"strconv"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -192,8 +193,25 @@ func isGit(src string) bool {
 // canonical is the instruction as evaluated, for the key. Names of sources are not in
 // it: the digests of the files hold the ones that matter.
 func (o *copyOp) canonical(a copyArgs) string {
-	return fmt.Sprintf("%s dest=%q chown=%q chmod=%q parents=%v unpack=%v exclude=%q checksum=%q",
-		a.word, o.dest, a.chown, a.chmod, a.parents, o.unpack, a.exclude, o.checksum)
+	text := a.word
+	for _, flag := range [...]struct {
+		name, value string
+		on          bool
+	}{
+		{"chown", a.chown, a.chown != ""},
+		{"chmod", a.chmod, a.chmod != ""},
+		{"parents", "true", a.parents},
+		{"unpack", fmt.Sprint(o.unpack), o.unpack != a.add},
+		{"checksum", o.checksum.String(), o.checksum != ""},
+	} {
+		if flag.on {
+			text += " --" + flag.name + "=" + strconv.Quote(flag.value)
+		}
+	}
+	for _, e := range a.exclude {
+		text += " --exclude=" + strconv.Quote(e)
+	}
+	return text + " " + strconv.Quote(o.dest)
 }
 
 func (o *copyOp) reads() []*stage {

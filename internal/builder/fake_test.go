@@ -315,6 +315,12 @@ func (w *world) addImage(name string, config func(*image.Config), files ...strin
 		w.t.Fatal(err)
 	}
 	writeFiles(w.t, w.snaps.Upper(key), files...)
+	filepath.WalkDir(w.snaps.Upper(key), func(p string, d fs.DirEntry, err error) error {
+		if d.Type().IsRegular() {
+			os.Chtimes(p, time.Unix(1000, 0), time.Unix(1000, 0))
+		}
+		return err
+	})
 	c, err := w.snaps.Commit(ctx, key, snapshot.CommitOptions{})
 	if err != nil {
 		w.t.Fatal(err)
