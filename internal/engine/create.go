@@ -231,7 +231,12 @@ func (e *Engine) prepare(ctx context.Context, r *ctr.Record, img found) error {
 	if _, ok, cerr := e.carry(ctx, img.Ref, nil); ok && cerr == nil {
 		return e.snapshots.Prepare(ctx, r.ID, r.Stack)
 	}
-	if _, perr := e.fetch(ctx, img.Ref, img.Desc, nil, serial(nil)); perr != nil {
+	use, uerr := e.busy(ctx, img.Desc.Digest)
+	if uerr != nil {
+		return err
+	}
+	defer use.end()
+	if _, ferr := e.fetch(ctx, use, img.Ref, img.Desc, nil, serial(nil)); ferr != nil {
 		return err
 	}
 	return e.snapshots.Prepare(ctx, r.ID, r.Stack)

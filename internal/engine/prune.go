@@ -188,7 +188,14 @@ func (p *pruning) images(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	grace, err := p.e.grace()
+	if err != nil {
+		return err
+	}
 	for _, r := range a.images {
+		if time.Since(r.Known) < grace {
+			continue // perhaps just pulled or built, and about to be named
+		}
 		names := a.names[r.ID]
 		dangling := len(repoTags(names)) == 0
 		if len(used[r.ID]) > 0 || !p.old(r.Created) || !p.o.Filter.labels(r.Labels) ||

@@ -52,13 +52,18 @@ func (e *Engine) Pull(ctx context.Context, ref image.Reference, o PullOptions) (
 	if err != nil {
 		return Pulled{}, err
 	}
+	use, err := e.busy(ctx, target.Digest)
+	if err != nil {
+		return Pulled{}, err
+	}
+	defer use.end()
 	what := ref.Tag
 	if what == "" {
 		what = string(ref.Digest)
 	}
 	say(PullEvent{ID: what, Status: "Pulling from " + ref.Repository})
 	before, _ := e.store.Resolve(ref)
-	desc, err := e.fetch(ctx, ref, target, o.Platform, say)
+	desc, err := e.fetch(ctx, use, ref, target, o.Platform, say)
 	if err != nil {
 		return Pulled{}, err
 	}
@@ -90,12 +95,7 @@ func (e *Engine) name(ref image.Reference, remote digest.Digest, desc image.Desc
 
 // fetch brings everything below target into the store and the layers into their places,
 // and returns the manifest for the platform. What is here already is not asked for.
-func (e *Engine) fetch(ctx context.Context, ref image.Reference, target image.Descriptor, p *image.Platform, say func(PullEvent)) (image.Descriptor, error) {
-	use, err := e.busy(ctx, target.Digest)
-	if err != nil {
-		return image.Descriptor{}, err
-	}
-	defer use.end()
+func (e *Engine) fetch(ctx context.Context, use *use, ref image.Reference, target image.Descriptor, p *image.Platform, say func(PullEvent)) (image.Descriptor, error) {
 	desc, m, err := e.fetchManifest(ctx, ref, target, p)
 	if err != nil {
 		return desc, err
@@ -156,7 +156,7 @@ func (e *Engine) fetchManifest(ctx context.Context, ref image.Reference, d image
 			if err != nil {
 				return d, nil, err
 			}
-			_, err = e.store.Put(ctx, doc)
+			_, err = e.store.PutAs(ctx, d.Digest, doc)
 			return d, m, err
 		}
 		if !image.IsIndex(d.MediaType) {
@@ -201,14 +201,14 @@ func (e *Engine) fetchConfig(ctx context.Context, ref image.Reference, d image.D
 	if err != nil {
 		return nil, fmt.Errorf("read config of %s: %w", ref.Familiar(), err)
 	}
-	if int64(len(b)) != d.Size || digest.FromBytes(b) != d.Digest {
+	if int64(len(b)) != d.Size || d.Digest.Algorithm().FromBytes(b) != d.Digest {
 		return nil, fault.Invalidf("config of %s does not have the digest %s and size %d that its manifest says", ref.Familiar(), d.Digest, d.Size)
 	}
 	c, err := image.ParseConfig(b)
 	if err != nil {
 		return nil, err
 	}
-	_, err = e.store.Put(ctx, b)
+	_, err = e.store.PutAs(ctx, d.Digest, b)
 	return c, err
 }
 

@@ -114,6 +114,9 @@ func (e *Engine) remember(desc image.Descriptor) (*imageRecord, error) {
 }
 
 func (e *Engine) newRecord(id digest.Digest) (*imageRecord, error) {
+	if id.Algorithm() != digest.SHA256 {
+		return nil, fault.Unsupportedf("image id %s: keg names images by sha256", id)
+	}
 	c, err := e.config(id)
 	if err != nil {
 		return nil, err

@@ -22,7 +22,7 @@ const ownRegistry = "localhost"
 // Of the engine's store it serves what is tagged with its own address (localhost:5000/...):
 // an image that was just built is there at once, without a byte copied.
 func (e *Engine) ServeRegistry(ctx context.Context, addr, dir string, o registry.ServerOptions, ready func(addr string)) error {
-	if err := check(o); err != nil {
+	if err := o.Check(); err != nil {
 		return err
 	}
 	var lc stdnet.ListenConfig
@@ -39,7 +39,7 @@ func (e *Engine) ServeRegistry(ctx context.Context, addr, dir string, o registry
 	if ready != nil {
 		ready(l.Addr().String())
 	}
-	return serveTmp(ctx, l, registry.NewServer(storage, o))
+	return registry.Serve(ctx, l, registry.NewServer(storage, o))
 }
 
 func (e *Engine) storage(ctx context.Context, addr, dir string) (registry.Storage, func(), error) {

@@ -95,10 +95,10 @@ func (e *Engine) Start(ctx context.Context, ref string, attach *monitor.Stdio) (
 // start spawns the monitor of a container that does not run and, when attached, stays
 // until the end.
 func (e *Engine) start(ctx context.Context, r *ctr.Record, attach *monitor.Stdio) (monitor.Exit, error) {
-	if err := e.settle(ctx, r.ID); err != nil {
-		return monitor.Exit{Code: exitEngine}, err
+	c, err := e.spawn(ctx, r.ID, attach)
+	if fault.Is(err, fault.NotModified) && attach == nil {
+		return monitor.Exit{}, nil // somebody else started it just now
 	}
-	c, err := e.monitors.Spawn(ctx, r.ID, attach)
 	if err != nil {
 		return monitor.Exit{Code: exitEngine}, err
 	}
@@ -107,6 +107,13 @@ func (e *Engine) start(ctx context.Context, r *ctr.Record, attach *monitor.Stdio
 		return monitor.Exit{}, nil
 	}
 	return c.Wait(ctx)
+}
+
+func (e *Engine) spawn(ctx context.Context, id string, attach *monitor.Stdio) (live, error) {
+	if err := e.settle(ctx, id); err != nil {
+		return nil, err
+	}
+	return e.monitors.Spawn(ctx, id, attach)
 }
 
 // settle waits until nobody holds the container's lock: the monitor of an earlier run
@@ -119,6 +126,9 @@ func (e *Engine) settle(ctx context.Context, id string) error {
 		held, err := e.containers.Running(id)
 		if err != nil || !held {
 			return err
+		}
+		if st, err := e.containers.State(id); err == nil && isLive(st.Status) {
+			return fault.Errorf(fault.NotModified, "container %s is already running", id)
 		}
 		if err := pause(ctx, settleStep); err != nil {
 			return err
