@@ -115,6 +115,16 @@ func (d *differ) root(root *os.File) error {
 			return err
 		}
 	}
+	if d.layer {
+		// overlayfs writes its own on the root, too.
+		opaque, err := d.xattrs(fd, ".", &tar.Header{})
+		if err == nil && opaque {
+			err = removeXattr(fd, ".", opaqueXattr(d.o.UserXattr))
+		}
+		if err != nil {
+			return err
+		}
+	}
 	_, err = d.children(fd, "", false)
 	return err
 }
