@@ -301,3 +301,8 @@ func run(name string, args ...string) error {
 	}
 	return nil
 }
+
+func outputOf(name string, args ...string) (string, error) {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	return string(out), err
+}
