@@ -79,7 +79,10 @@ func (s *Store) Attach(ctx context.Context, r Request) (_ *Attachment, err error
 	if err := a.link(); err != nil {
 		return nil, err
 	}
-	return a, a.files(conf)
+	if err := a.files(conf); err != nil {
+		return nil, err
+	}
+	return a, nil
 }
 
 // resolve finds the networks that are asked for.
@@ -150,6 +153,10 @@ func gateway(ends []*end) *end {
 // reserve takes addresses, ports and names. What is held by a container that has
 // exited is waited for.
 func (a *Attachment) reserve(ctx context.Context, making func() netnsResult) error {
+	if len(a.ends) == 0 {
+		a.Ports = network.PortMap{}
+		return a.await(making) // loopback only: nothing to hold, nothing to write down
+	}
 	return a.s.wait(ctx, func(last bool) (bool, error) {
 		err := a.tryReserve(ctx, making)
 		if errors.Is(err, errLeaving) && !last {
@@ -169,10 +176,8 @@ func (a *Attachment) tryReserve(ctx context.Context, making func() netnsResult) 
 	if err := s.evict(a.req.ID); err != nil {
 		return err
 	}
-	if len(a.ends) > 0 {
-		if err := a.bringUp(); err != nil {
-			return err
-		}
+	if err := a.bringUp(); err != nil {
+		return err
 	}
 	for _, e := range a.ends {
 		if err := s.pickLease(e.rec, e.lease, e.ask.IPAMConfig); err != nil {
