@@ -1,0 +1,503 @@
+// COPY and ADD at work: lists of entries become files below a root, by descriptors.
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"keg/internal/fault"
+	"keg/internal/snapshot"
+)
+
+// copier writes below root. Symlinks on the way to a destination are followed inside
+// the root; below the destination none is.
+type copier struct {
+	ctx    context.Context
+	from   *tree
+	root   int
+	chown  *owner
+	chmod  *modeSpec
+	epoch  *time.Time // time of directories made on the way; nil: now
+	buffer []byte
+
+	inodes map[inode]string // first copy of a file with several links
+	dir    string           // the directory opened last
+	dirFd  *os.File
+}
+
+type inode struct{ dev, ino uint64 }
+
+func (o *copyOp) perform(ctx context.Context, s *solver, w *work) error {
+	fd, err := s.snaps.Mount(w.key, snapshot.MountOptions{})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	chown, err := o.chown.resolve(fd)
+	if err != nil {
+		return err
+	}
+	c := copier{ctx: ctx, root: fd, chown: chown, chmod: o.chmod, epoch: w.epoch, buffer: make([]byte, 256<<10)}
+	defer c.close()
+	for i, src := range o.sources {
+		switch {
+		case src.content != nil:
+			err = c.data(src.content.Path, strings.NewReader(src.content.Data), 0o644, time.Now(), o.dest)
+		case src.url != "":
+			err = o.download(ctx, s, &c, src.url)
+		default:
+			err = o.files(ctx, s, &c, src.sel, o.found[i])
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (o *copyOp) files(ctx context.Context, s *solver, c *copier, sel selector, known []source) error {
+	t, found, err := s.source(ctx, o.from, sel, known)
+	if err != nil {
+		return err
+	}
+	c.from = t
+	for i := range found {
+		if o.unpack && found[i].entries[0].is(unix.S_IFREG) {
+			done, err := c.unpack(&found[i], o.dest)
+			if err != nil {
+				return err
+			}
+			if done {
+				continue
+			}
+		}
+		if err := c.copy(&found[i], o.dest); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *copier) close() {
+	if c.dirFd != nil {
+		c.dirFd.Close()
+		c.dirFd = nil
+	}
+}
+
+// place decides where a source goes and makes the directories on the way: a directory
+// gives its contents to dest, a file becomes dest, or is put into it when dest is a
+// directory.
+func (c *copier) place(name string, isDir bool, dest string) (string, error) {
+	if strings.HasSuffix(dest, "/") {
+		if err := c.mkdirAll(dest); err != nil {
+			return "", err
+		}
+	} else if err := c.mkdirAll(path.Dir(dest)); err != nil {
+		return "", err
+	}
+	at, st, err := follow(c.root, dest, true, nil)
+	if err != nil {
+		return "", err
+	}
+	destIsDir := st != nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
+	switch {
+	case isDir && st == nil:
+		return at, c.mkdirAll("/" + at)
+	case isDir && !destIsDir:
+		return "", fault.Invalidf("cannot copy to non-directory: %s", path.Join("/", at))
+	case !isDir && destIsDir:
+		return join(at, name), nil
+	}
+	return at, nil
+}
+
+// mkdirAll makes the missing directories of p with the copy's owner and mode.
+func (c *copier) mkdirAll(p string) error {
+	at, st, err := follow(c.root, p, true, nil)
+	if err != nil {
+		return err
+	}
+	if st != nil {
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			return &fs.PathError{Op: "mkdir", Path: "/" + at, Err: unix.ENOTDIR}
+		}
+		return nil
+	}
+	if err := c.mkdirAll(path.Dir("/" + at)); err != nil {
+		return err
+	}
+	parent, name, err := c.parent(at)
+	if err != nil {
+		return err
+	}
+	if err := unix.Mkdirat(parent, name, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+		return &fs.PathError{Op: "mkdir", Path: "/" + at, Err: err}
+	}
+	if o := c.chown; o != nil {
+		if err := unix.Fchownat(parent, name, o.uid, o.gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return &fs.PathError{Op: "chown", Path: "/" + at, Err: err}
+		}
+	}
+	if err := chmodAt(parent, name, c.chmod.directory()); err != nil {
+		return err
+	}
+	if c.epoch != nil {
+		return setTimes(parent, name, unix.NsecToTimespec(c.epoch.UnixNano()), unix.NsecToTimespec(c.epoch.UnixNano()))
+	}
+	return nil
+}
+
+// parent opens the directory that holds a path without symlinks, and keeps it open.
+func (c *copier) parent(at string) (int, string, error) {
+	dir, name := path.Split(at)
+	dir = path.Clean("/" + dir)[1:]
+	if c.dirFd != nil && c.dir == dir {
+		return int(c.dirFd.Fd()), name, nil
+	}
+	fd, err := openBeneath(c.root, dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return -1, "", &fs.PathError{Op: "open", Path: "/" + dir, Err: err}
+	}
+	c.close()
+	c.dir, c.dirFd = dir, os.NewFile(uintptr(fd), dir)
+	return fd, name, nil
+}
+
+func (c *copier) copy(s *source, dest string) error {
+	at, err := c.place(s.name, s.dir(), dest)
+	if err != nil {
+		return err
+	}
+	c.inodes = map[inode]string{}
+	// Times of directories last: what is put into them changes them.
+	type stamp struct {
+		at string
+		st *unix.Stat_t
+	}
+	var dirs []stamp
+	for i := range s.entries {
+		if i%256 == 0 && c.ctx.Err() != nil {
+			return context.Cause(c.ctx)
+		}
+		e := &s.entries[i]
+		to := at
+		if e.rel != "" {
+			to = join(at, e.rel)
+		}
+		if e.is(unix.S_IFDIR) {
+			if err := c.copyDir(s, e, to); err != nil {
+				return err
+			}
+			dirs = append(dirs, stamp{to, &e.st})
+			continue
+		}
+		if err := c.copyFile(s, e, to); err != nil {
+			return err
+		}
+	}
+	for i := len(dirs) - 1; i >= 0; i-- {
+		if dirs[i].at == "." {
+			continue
+		}
+		parent, name, err := c.parent(dirs[i].at)
+		if err != nil {
+			return err
+		}
+		if err := setTimes(parent, name, dirs[i].st.Atim, dirs[i].st.Mtim); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyDir makes one directory, or merges into one that is there: the destination
+// itself keeps its own mode and owner, directories below take the source's.
+func (c *copier) copyDir(s *source, e *entry, to string) error {
+	if e.rel == "" {
+		return nil // place made it
+	}
+	parent, name, err := c.parent(to)
+	if err != nil {
+		return err
+	}
+	err = unix.Mkdirat(parent, name, 0o700)
+	if errors.Is(err, unix.EEXIST) {
+		var st unix.Stat_t
+		if err := unix.Fstatat(parent, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return &fs.PathError{Op: "stat", Path: "/" + to, Err: err}
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			return fault.Invalidf("cannot copy to non-directory: /%s", to)
+		}
+		if e.parent {
+			return chmodAt(parent, name, e.st.Mode&allModes)
+		}
+	} else if err != nil {
+		return &fs.PathError{Op: "mkdir", Path: "/" + to, Err: err}
+	}
+	return c.attributes(s, e, parent, name)
+}
+
+// copyFile replaces what stands at the place, unless it is a directory.
+func (c *copier) copyFile(s *source, e *entry, to string) error {
+	parent, name, err := c.parent(to)
+	if err != nil {
+		return err
+	}
+	if err := removeFile(parent, name, to); err != nil {
+		return err
+	}
+	switch e.st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return c.copyRegular(s, e, parent, name, to)
+	case unix.S_IFLNK:
+		err = unix.Symlinkat(e.link, parent, name)
+	case unix.S_IFSOCK:
+		// A socket is nothing without its owner; an empty file stands for it.
+		err = unix.Mknodat(parent, name, unix.S_IFREG|0o600, 0)
+	default:
+		err = unix.Mknodat(parent, name, e.st.Mode, int(e.st.Rdev))
+	}
+	if err != nil {
+		return &fs.PathError{Op: "create", Path: "/" + to, Err: err}
+	}
+	return c.attributes(s, e, parent, name)
+}
+
+func removeFile(parent int, name, to string) error {
+	err := unix.Unlinkat(parent, name, 0)
+	switch {
+	case err == nil || errors.Is(err, unix.ENOENT):
+		return nil
+	case errors.Is(err, unix.EISDIR):
+		return fault.Invalidf("cannot replace to directory /%s with file", to)
+	}
+	return &fs.PathError{Op: "replace", Path: "/" + to, Err: err}
+}
+
+func (c *copier) copyRegular(s *source, e *entry, parent int, name, to string) error {
+	id := inode{uint64(e.st.Dev), e.st.Ino}
+	if e.st.Nlink > 1 {
+		if first, ok := c.inodes[id]; ok {
+			fd, err := openBeneath(c.root, path.Dir(first), unix.O_PATH|unix.O_DIRECTORY, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			if err := unix.Linkat(fd, path.Base(first), parent, name, 0); err != nil {
+				return &fs.PathError{Op: "link", Path: "/" + to, Err: err}
+			}
+			return nil
+		}
+		c.inodes[id] = to
+	}
+	in, err := openBeneath(int(c.from.root.Fd()), s.at(e), unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: "/" + s.at(e), Err: err}
+	}
+	defer unix.Close(in)
+	out, err := unix.Openat(parent, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return &fs.PathError{Op: "create", Path: "/" + to, Err: err}
+	}
+	defer unix.Close(out)
+	if err := copyData(out, in, e.st.Size, c.buffer); err != nil {
+		return &fs.PathError{Op: "copy", Path: "/" + to, Err: err}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(in, &st); err != nil {
+		return err
+	}
+	// The digest in the key must be that of what was copied.
+	if !c.from.owned && sumKeyOf(&st) != sumKeyOf(&e.st) {
+		return fault.Conflictf("%q changed while it was copied: the context must not change during a build", s.at(e))
+	}
+	return c.openAttributes(e, in, out)
+}
+
+// copyData copies size bytes or to the end: by sharing blocks, inside the kernel, or by
+// reading and writing, whichever both file systems can.
+func copyData(out, in int, size int64, buffer []byte) error {
+	if size > 0 && unix.IoctlFileClone(out, in) == nil {
+		return nil
+	}
+	for size > 0 {
+		n, err := unix.CopyFileRange(in, nil, out, nil, int(min(size, 1<<30)), 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if n == 0 || err != nil {
+			break // another way, from where this one came to
+		}
+		size -= int64(n)
+	}
+	for {
+		n, err := unix.Read(in, buffer)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if n <= 0 || err != nil {
+			return err
+		}
+		for b := buffer[:n]; len(b) > 0; {
+			m, err := unix.Write(out, b)
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			b = b[m:]
+		}
+	}
+}
+
+func (c *copier) ownerOf(e *entry) (uid, gid int) {
+	switch {
+	case c.chown != nil:
+		return c.chown.uid, c.chown.gid
+	case c.from == nil || !c.from.owned:
+		return 0, 0 // what comes from the context is root's
+	}
+	return int(e.st.Uid), int(e.st.Gid)
+}
+
+// openAttributes gives a new file owner, mode, attributes and times. The owner first:
+// changing it clears set-id bits and capabilities.
+func (c *copier) openAttributes(e *entry, in, out int) error {
+	uid, gid := c.ownerOf(e)
+	if err := chown(func() error { return unix.Fchown(out, uid, gid) }, uid, gid); err != nil {
+		return err
+	}
+	if err := unix.Fchmod(out, c.chmod.apply(e.st.Mode)); err != nil {
+		return err
+	}
+	if err := copyXattrs(in, out); err != nil {
+		return err
+	}
+	return unix.UtimesNanoAt(out, "", []unix.Timespec{e.st.Atim, e.st.Mtim}, unix.AT_EMPTY_PATH)
+}
+
+// chown is skipped where it would change nothing and is not ours to do.
+func chown(do func() error, uid, gid int) error {
+	err := do()
+	if errors.Is(err, unix.EPERM) && os.Geteuid() != 0 && (uid == 0 && gid == 0 || uid == os.Geteuid()) {
+		return nil
+	}
+	return err
+}
+
+// attributes is openAttributes for what is not opened: directories, links, devices.
+func (c *copier) attributes(s *source, e *entry, parent int, name string) error {
+	uid, gid := c.ownerOf(e)
+	err := chown(func() error { return unix.Fchownat(parent, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW) }, uid, gid)
+	if err != nil {
+		return &fs.PathError{Op: "chown", Path: name, Err: err}
+	}
+	if !e.is(unix.S_IFLNK) {
+		if err := chmodAt(parent, name, c.chmod.apply(e.st.Mode)); err != nil {
+			return err
+		}
+	}
+	if e.is(unix.S_IFDIR) && e.sum != noXattrs() {
+		in, err := openBeneath(int(c.from.root.Fd()), s.at(e), unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(in)
+		out, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(out)
+		if err := copyXattrs(in, out); err != nil {
+			return err
+		}
+	}
+	return setTimes(parent, name, e.st.Atim, e.st.Mtim)
+}
+
+// copyXattrs carries the kept attributes over, as far as the file system takes them.
+func copyXattrs(in, out int) error {
+	names, err := xattrNames(in)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		v, err := xattrValue(in, n)
+		if err != nil {
+			return err
+		}
+		err = unix.Fsetxattr(out, n, v, 0)
+		if err != nil && !errors.Is(err, unix.ENOTSUP) && !errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("set attribute %s: %w", n, err)
+		}
+	}
+	return nil
+}
+
+// chmodAt changes a mode without following a symlink: through an O_PATH descriptor,
+// since fchmodat2 is younger than the kernels we run on (Linux 6.6).
+func chmodAt(parent int, name string, mode uint32) error {
+	fd, err := unix.Openat(parent, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	defer unix.Close(fd)
+	if err := unix.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), mode); err != nil {
+		return &fs.PathError{Op: "chmod", Path: name, Err: err}
+	}
+	return nil
+}
+
+func setTimes(parent int, name string, atime, mtime unix.Timespec) error {
+	err := unix.UtimesNanoAt(parent, name, []unix.Timespec{atime, mtime}, unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return &fs.PathError{Op: "set times of", Path: name, Err: err}
+	}
+	return nil
+}
+
+// data writes one file that comes from no tree.
+func (c *copier) data(name string, r io.Reader, mode uint32, mtime time.Time, dest string) error {
+	at, err := c.place(path.Base(path.Clean("/"+name)), false, dest)
+	if err != nil {
+		return err
+	}
+	parent, base, err := c.parent(at)
+	if err != nil {
+		return err
+	}
+	if err := removeFile(parent, base, at); err != nil {
+		return err
+	}
+	fd, err := unix.Openat(parent, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return &fs.PathError{Op: "create", Path: "/" + at, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), at)
+	defer f.Close()
+	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, r, c.buffer); err != nil {
+		return err
+	}
+	if o := c.chown; o != nil {
+		if err := unix.Fchown(fd, o.uid, o.gid); err != nil {
+			return &fs.PathError{Op: "chown", Path: "/" + at, Err: err}
+		}
+	}
+	if err := unix.Fchmod(fd, c.chmod.apply(unix.S_IFREG|mode)); err != nil {
+		return &fs.PathError{Op: "chmod", Path: "/" + at, Err: err}
+	}
+	ts := unix.NsecToTimespec(mtime.UnixNano())
+	return setTimes(parent, base, ts, ts)
+}

@@ -1,0 +1,5 @@
+package sandbox
+
+// What the test binary does inside a container.
+
+func probe(args []string) int { return 0 }
