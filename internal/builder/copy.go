@@ -30,6 +30,7 @@ type copier struct {
 	buffer []byte
 
 	inodes map[inode]string // first copy of a file with several links
+	upper  int              // the writable directory below the mount, or 0
 	dir    string           // the directory opened last
 	dirFd  *os.File
 }
@@ -46,7 +47,12 @@ func (o *copyOp) perform(ctx context.Context, s *solver, w *work) error {
 	if err != nil {
 		return err
 	}
-	c := copier{ctx: ctx, root: fd, chown: chown, chmod: o.chmod, epoch: w.epoch, buffer: make([]byte, 256<<10)}
+	upper, err := unix.Open(s.snaps.Upper(w.key), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: s.snaps.Upper(w.key), Err: err}
+	}
+	defer unix.Close(upper)
+	c := copier{ctx: ctx, root: fd, upper: upper, chown: chown, chmod: o.chmod, epoch: w.epoch, buffer: make([]byte, 256<<10)}
 	defer c.close()
 	for i, src := range o.sources {
 		switch {
@@ -311,7 +317,7 @@ func (c *copier) copyRegular(s *source, e *entry, parent int, name, to string) e
 		return &fs.PathError{Op: "create", Path: "/" + to, Err: err}
 	}
 	defer unix.Close(out)
-	if err := copyData(out, in, e.st.Size, c.buffer); err != nil {
+	if err := c.content(out, in, e.st.Size, to); err != nil {
 		return &fs.PathError{Op: "copy", Path: "/" + to, Err: err}
 	}
 	var st unix.Stat_t
@@ -323,6 +329,23 @@ func (c *copier) copyRegular(s *source, e *entry, parent int, name, to string) e
 		return fault.Conflictf("%q changed while it was copied: the context must not change during a build", s.at(e))
 	}
 	return c.openAttributes(e, in, out)
+}
+
+// bigFile is the size from which a file's data goes past the overlay.
+const bigFile = 64 << 10
+
+// content copies a file's data. Overlayfs neither shares blocks with nor copies from
+// another file system inside the kernel; the file below it does, and a new file has
+// its data there. Nobody reads it through this mount.
+func (c *copier) content(out, in int, size int64, to string) error {
+	if c.upper > 0 && size >= bigFile {
+		below, err := openBeneath(c.upper, to, unix.O_WRONLY, 0)
+		if err == nil {
+			defer unix.Close(below)
+			return copyData(below, in, size, c.buffer)
+		}
+	}
+	return copyData(out, in, size, c.buffer)
 }
 
 // copyData copies size bytes or to the end: by sharing blocks, inside the kernel, or by

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
 	"golang.org/x/sys/unix"
 )
 
@@ -230,7 +231,11 @@ func TestAddUnpacksLocalArchives(t *testing.T) {
 	g = gzip.NewWriter(&notTar)
 	g.Write([]byte("only compressed"))
 	g.Close()
-	for name, data := range map[string][]byte{"a.tar": plain, "a.tgz": gz.Bytes(), "a.zst": zs.Bytes()} {
+	var xzs bytes.Buffer
+	x, _ := xz.NewWriter(&xzs)
+	x.Write(plain)
+	x.Close()
+	for name, data := range map[string][]byte{"a.tar": plain, "a.tgz": gz.Bytes(), "a.zst": zs.Bytes(), "a.txz": xzs.Bytes()} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			os.WriteFile(filepath.Join(w.dir, name), data, 0o644)
