@@ -342,3 +342,15 @@ func readBlob(t *testing.T, c *Client, ref image.Reference, d image.Descriptor, 
 	b, err := io.ReadAll(r)
 	return b, got, err
 }
+
+type roundTrip func(*http.Request) *http.Response
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r), nil }
+
+// fakeEndpoint is one without a network, for tests of time.
+func fakeEndpoint(t *testing.T, answer roundTrip) *endpoint {
+	c := NewClient(Config{SystemDir: t.TempDir()})
+	ep := c.endpoint("r.example", false)
+	ep.connect = func() (http.RoundTripper, error) { return answer, nil }
+	return ep
+}

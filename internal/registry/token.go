@@ -180,7 +180,7 @@ func (ep *endpoint) requestToken(ctx context.Context, c call, realm *url.URL, au
 		if err == nil {
 			err = newRefusal(ep, resp)
 		}
-		if attempt >= ep.c.patient.attempts || !worthRetry(ctx, err) {
+		if attempt >= ep.c.patient.limit(err) || !worthRetry(ctx, err) {
 			return token{}, "", err
 		}
 		if err := sleep(ctx, jitter(wait)); err != nil {
