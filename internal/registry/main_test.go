@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"sort"
 	"strings"
@@ -353,4 +354,11 @@ func fakeEndpoint(t *testing.T, answer roundTrip) *endpoint {
 	ep := c.endpoint("r.example", false)
 	ep.connect = func() (http.RoundTripper, error) { return answer, nil }
 	return ep
+}
+
+func writeFile(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
