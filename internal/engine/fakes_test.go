@@ -431,6 +431,8 @@ func (m *fakeMonitors) Reap(_ context.Context, id string) error {
 	return m.e.containers.PutState(id, st, true)
 }
 
+func (m *fakeMonitors) ReapAll(context.Context) error { return nil }
+
 // end is the end of the program.
 func (l *fakeLive) end(code int) {
 	l.m.mu.Lock()

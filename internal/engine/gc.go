@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"keg/internal/disk"
+	"keg/internal/fault"
 	"keg/internal/image"
 	"keg/internal/store"
 )
@@ -103,6 +104,26 @@ func (e *Engine) collect(ctx context.Context) (freed, error) {
 	blobs, n, err := e.store.Sweep(ctx, grace, e.blobsInUse)
 	f.blobs, f.bytes = blobs, f.bytes+n
 	return f, errors.Join(err, e.dropDerived())
+}
+
+// sweepOrphans removes writable layers whose container was never written down: its
+// creation was killed. A creation under way is younger than the grace.
+func (e *Engine) sweepOrphans() error {
+	keys, err := e.snapshots.Keys()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, key := range keys {
+		if _, err := e.containers.Get(key); len(key) != 64 || !fault.Is(err, fault.NotFound) {
+			continue
+		}
+		st, err := os.Stat(e.snapshots.Upper(key))
+		if err == nil && time.Since(st.ModTime()) > busyGrace {
+			errs = append(errs, e.snapshots.Remove(key))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // stacksInUse are the stacks of all images, containers and build steps.
