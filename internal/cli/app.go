@@ -5,6 +5,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/signal"
@@ -95,7 +96,21 @@ func (a *app) lookup(key string) (string, bool) {
 func (a *app) main(ctx context.Context, args []string) int {
 	ctx, stop := interruptible(ctx)
 	defer stop()
-	return a.report(ctx, a.run(ctx, args))
+	begun := a.now()
+	err := a.run(ctx, args)
+	code := a.report(ctx, err)
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		a.debugf("%T: %v", e, e)
+	}
+	a.debugf("exit status %d after %s", code, a.now().Sub(begun).Round(time.Microsecond))
+	return code
+}
+
+// debugf says with --debug what is done and how long it takes.
+func (a *app) debugf(format string, args ...any) {
+	if a.global.debug || a.global.logLevel == "debug" {
+		fmt.Fprintf(a.err, "debug: "+format+"\n", args...)
+	}
 }
 
 // interrupted is the cause of a context that a signal ended.
@@ -149,6 +164,7 @@ func (a *app) openEngine() (backend, error) {
 			}
 		}
 	}
+	a.debugf("engine in %s and %s", root, run)
 	return a.open(engine.Options{Root: root, Run: run, Env: env, Version: version})
 }
 

@@ -189,7 +189,7 @@ func (o *containerFlags) hostConfig(fs *pflag.FlagSet) (*container.HostConfig, e
 		LogConfig:    container.LogConfig{Type: o.logDriver, Config: logOpts},
 		VolumeDriver: o.volumeDriver, VolumesFrom: o.volumesFrom, Annotations: o.annotations,
 		Mounts: o.mounts, Tmpfs: parseTmpfs(o.tmpfs), StorageOpt: storage,
-		CapAdd: o.capAdd, CapDrop: o.capDrop, GroupAdd: o.groupAdd, Privileged: o.privileged,
+		CapAdd: capabilities(o.capAdd), CapDrop: capabilities(o.capDrop), GroupAdd: o.groupAdd, Privileged: o.privileged,
 		SecurityOpt: security, MaskedPaths: masked, ReadonlyPaths: readonly, ReadonlyRootfs: o.readOnly,
 		// Lists, never null: inspect shows them so.
 		DNS: addresses(o.dns), DNSOptions: append([]string{}, o.dnsOptions...), DNSSearch: append([]string{}, o.dnsSearch...),
@@ -303,6 +303,20 @@ func parseSecurity(opts []string) (kept, masked, readonly []string, err error) {
 		kept = append(kept, s)
 	}
 	return kept, masked, readonly, nil
+}
+
+// capabilities writes names as inspect shows them (net_admin is CAP_NET_ADMIN), each once.
+func capabilities(names []string) (out []string) {
+	for _, n := range names {
+		n = strings.ToUpper(strings.TrimSpace(n))
+		if n != "ALL" && !strings.HasPrefix(n, "CAP_") {
+			n = "CAP_" + n
+		}
+		if !slices.Contains(out, n) {
+			out = append(out, n)
+		}
+	}
+	return out
 }
 
 func addresses(ss []string) []netip.Addr {

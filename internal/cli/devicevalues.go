@@ -4,6 +4,7 @@ package cli
 
 import (
 	"encoding/csv"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -82,7 +83,7 @@ func gpuCount(s string) (int, error) {
 	}
 	n, err := strconv.Atoi(s)
 	if err != nil {
-		return 0, fmt.Errorf("invalid count (%s): value must be either \"all\" or an integer", s)
+		return 0, fmt.Errorf("invalid count (%s): value must be either \"all\" or an integer: %w", s, errors.Unwrap(err))
 	}
 	return n, nil
 }

@@ -13,6 +13,7 @@ import (
 	"text/tabwriter"
 	"text/template"
 	"unicode"
+	"unicode/utf8"
 )
 
 const formatHelp = `Format output using a custom template:
@@ -163,13 +164,31 @@ func writeRows[T any](w io.Writer, l listing, rows []T) error {
 	}
 	var table bytes.Buffer
 	tw := tabwriter.NewWriter(&table, 10, 1, 3, ' ', 0)
-	fmt.Fprintf(tw, "%s\n", h.Bytes())
-	_, _ = b.WriteTo(tw)
+	fmt.Fprintf(tw, "%s\n", widen(h.Bytes()))
+	_, _ = tw.Write(widen(b.Bytes()))
 	if err := tw.Flush(); err != nil {
 		return err
 	}
-	_, err = table.WriteTo(w)
+	_, err = w.Write(bytes.ReplaceAll(table.Bytes(), []byte(filler), nil))
 	return err
+}
+
+// filler stands after a character that takes two columns while tabwriter, which counts
+// characters, lays out a table. It is a noncharacter: no text holds it.
+const filler = "\ufdd0"
+
+func widen(b []byte) []byte {
+	if !bytes.ContainsFunc(b, func(r rune) bool { return runeWidth(r) > 1 }) {
+		return b
+	}
+	var out []byte
+	for _, r := range string(b) {
+		out = utf8.AppendRune(out, r)
+		if runeWidth(r) > 1 {
+			out = append(out, filler...)
+		}
+	}
+	return out
 }
 
 // marshalRow is {{json .}} of a row: its fields by name, sorted.
