@@ -275,7 +275,6 @@ func (e *Engine) fetchLayer(ctx context.Context, ref image.Reference, d image.De
 	if e.store.Has(d.Digest) {
 		return e.unpackBlob(ctx, d, c, diffID, say)
 	}
-	say(PullEvent{ID: id, Status: "Waiting"})
 	ing, err := e.store.Ingest(ctx, d.Digest.String())
 	if err != nil {
 		return nil, err
