@@ -58,7 +58,7 @@ func (e *Engine) Pull(ctx context.Context, ref image.Reference, o PullOptions) (
 	}
 	defer use.end()
 	what := ref.Tag
-	if what == "" {
+	if ref.Digest != "" {
 		what = string(ref.Digest)
 	}
 	say(PullEvent{ID: what, Status: "Pulling from " + ref.Repository})
@@ -86,10 +86,9 @@ func (e *Engine) name(ref image.Reference, remote digest.Digest, desc image.Desc
 	if err := e.store.Tag(ref.WithDigest(remote), desc); err != nil {
 		return err
 	}
-	if ref.Tag == "" {
+	if ref.Digest != "" { // name:tag@digest asks for the digest and moves no tag
 		return nil
 	}
-	ref.Digest = ""
 	return e.store.Tag(ref, desc)
 }
 
