@@ -316,7 +316,7 @@ func addImage(t *testing.T, e *Engine, name string, cfg func(*image.Config), lay
 	m := image.Manifest{MediaType: image.MediaManifest}
 	m.SchemaVersion = 2
 	for i, l := range layers {
-		u, err := e.snapshots.Unpack(ctx, bytes.NewReader(l), "")
+		u, err := e.snapshots.UnpackRecorded(ctx, bytes.NewReader(l), "")
 		if err != nil {
 			t.Fatal(err)
 		}
