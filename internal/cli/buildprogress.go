@@ -73,6 +73,9 @@ func (p *plainBuild) event(e builder.Event) {
 		s.started = *e.Started
 	}
 	p.speak(e.Vertex, s)
+	if e.Status != "" {
+		fmt.Fprintf(p.w, "#%d %s\n", e.Vertex, oneLine(e.Status))
+	}
 	if e.Reason != "" {
 		fmt.Fprintf(p.w, "#%d not cached: %s\n", e.Vertex, oneLine(e.Reason))
 	}

@@ -44,6 +44,7 @@ type screenStep struct {
 	finished *time.Time
 	cached   bool
 	err      error
+	status   string
 	logs     []string
 	part     []byte
 	all      bytes.Buffer // shown when it fails
@@ -85,6 +86,9 @@ func (s *buildScreen) event(e builder.Event) {
 		v.started = *e.Started
 	}
 	v.log(e.Log)
+	if e.Status != "" {
+		v.status = oneLine(e.Status)
+	}
 	v.cached = v.cached || e.Cached
 	if e.Finished != nil {
 		v.finished = e.Finished
@@ -146,6 +150,9 @@ func (s *buildScreen) step(v *screenStep, final bool) []string {
 		end = &now
 	}
 	out := []string{s.row(" "+mark+name, took(v.started, end))}
+	if v.status != "" {
+		out = append(out, s.row(" => => "+strings.TrimSuffix(v.status, " done"), took(v.started, end)))
+	}
 	if v.finished == nil && !final {
 		for _, l := range v.logs {
 			out = append(out, s.cut(" => => # "+l))

@@ -76,7 +76,7 @@ func TestImagesPassesOptionsAndHints(t *testing.T) {
 func buildEvents(now time.Time) []builder.Event {
 	s, e := now.Add(-3*time.Second), now.Add(-500*time.Millisecond)
 	return []builder.Event{
-		{Vertex: 1, Name: "[internal] load build definition from Dockerfile", Started: &s}, {Vertex: 1, Finished: &e},
+		{Vertex: 1, Name: "[internal] load build definition from Dockerfile", Started: &s}, {Vertex: 1, Status: "transferring dockerfile: 31B done"}, {Vertex: 1, Finished: &e},
 		{Vertex: 2, Name: "[1/2] FROM base", Started: &s}, {Vertex: 3, Name: "[2/2] RUN make\x1b[31m", Started: &s, Reason: "COPY of a.c differs"},
 		{Vertex: 2, Cached: true, Finished: &e},
 		{Vertex: 3, Log: []byte("one\ntw")}, {Vertex: 3, Log: []byte("o\nthree")}, {Vertex: 3, Finished: &e},
@@ -90,6 +90,7 @@ func TestBuild(t *testing.T) {
 	r := kegWith(t, f, "", map[string]string{"TOKEN": "t"}, "build", "--progress", "plain", "-t", "kv-web:1.0", "-t", "x", "--build-arg", "A=1", "--build-arg", "TOKEN", "--label", "l=v",
 		"--target", "dev", "--no-cache", "--pull", "--platform", "linux/arm64", "--network", "host", "--add-host", "a:1.2.3.4", "--shm-size", "1m", "-f", "Other", "--iidfile", iid, "--load", dir)
 	r.want(t, 0, "", `#1 [internal] load build definition from Dockerfile
+#1 transferring dockerfile: 31B done
 #1 DONE 2.5s
 
 #2 [1/2] FROM base
@@ -155,6 +156,13 @@ func TestBuildContexts(t *testing.T) {
 		keg(t, f, append([]string{"build"}, strings.Fields(args)...)...).want(t, 1, "", want)
 	}
 	kegWith(t, f, "\x1f\x8b\x08", nil, "build", "-").want(t, 1, "", "ERROR: stdin holds an archive: unpack it and name the directory\n")
+	at := &builder.Error{File: "Dockerfile", Line: 2, Excerpt: "Dockerfile:2\n--------------------\n   2 | >>> RUN false\n--------------------\n", Err: errors.New("exit code: 1")}
+	keg(t, &fake{err: at}, "build", "-q", dir).want(t, 1, "", at.Excerpt+"ERROR: failed to build: failed to solve: exit code: 1\n")
+	kegWith(t, f, "", map[string]string{"TOKEN": "t0p"}, "build", "-q", "--secret", "id=TOKEN", "--secret", "id=a,src="+filepath.Join(dir, "f"), "--secret", "id=b,env=TOKEN", dir).want(t, 0, someDigest+"\n", "")
+	if s := f.build.Secrets; string(s["TOKEN"]) != "t0p" || s["a"] == nil || string(s["b"]) != "t0p" {
+		t.Errorf("secrets %q", s)
+	}
+	keg(t, f, "build", "-q", "--secret", "id=x,env=NOPE", dir).want(t, 1, "", "ERROR: --secret \"id=x,env=NOPE\": the variable NOPE is not set\n")
 	keg(t, &fake{err: errors.New("process failed")}, "build", "-q", dir).want(t, 1, "", "ERROR: failed to build: failed to solve: process failed\n")
 }
 
@@ -163,12 +171,13 @@ func TestBuildScreen(t *testing.T) {
 	var out strings.Builder
 	now := fixedNow
 	s := &buildScreen{w: &out, now: func() time.Time { return now }, start: now.Add(-3 * time.Second), width: 40, height: 24, stop: make(chan struct{})}
-	for _, e := range buildEvents(now)[:6] {
+	for _, e := range buildEvents(now)[:7] {
 		s.event(e)
 	}
 	s.draw()
 	want := "\x1b[J[+] Building 3.0s (2/3)\n" +
 		" => [internal] load build definiti 2.5s\n" +
+		" => => transferring dockerfile: 31 2.5s\n" +
 		" => CACHED [1/2] FROM base         2.5s\n" +
 		" => [2/2] RUN make\\x1b[31m         3.0s\n" +
 		" => => # one\n"
@@ -178,7 +187,7 @@ func TestBuildScreen(t *testing.T) {
 	out.Reset()
 	s.event(builder.Event{Vertex: 3, Err: errors.New("exit 1"), Finished: &now})
 	s.close(nil)
-	if got := out.String(); !strings.HasPrefix(got, "\x1b[5A\r\x1b[J") || !strings.Contains(got, "=> ERROR [2/2]") || !strings.Contains(got, "one\ntw") {
+	if got := out.String(); !strings.HasPrefix(got, "\x1b[6A\r\x1b[J") || !strings.Contains(got, "=> ERROR [2/2]") || !strings.Contains(got, "one\ntw") {
 		t.Errorf("end:\n%q", got)
 	}
 }
