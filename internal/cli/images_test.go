@@ -230,6 +230,7 @@ func TestLogin(t *testing.T) {
 		keg(t, f, append([]string{"login"}, strings.Fields(args)...)...).want(t, 1, "", want)
 	}
 	keg(t, f, "logout", "localhost:5000").want(t, 0, "Removing login credentials for localhost:5000\n", "")
+	keg(t, &fake{err: fault.Errorf(fault.NotModified, "Not logged in to x")}, "logout", "x").want(t, 0, "Removing login credentials for x\n", "")
 	keg(t, f, "logout").want(t, 0, "Removing login credentials for https://index.docker.io/v1/\n", "")
 }
 
