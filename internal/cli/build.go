@@ -221,12 +221,11 @@ func (a *app) build1(ctx context.Context, dir string, o *buildFlags) error {
 		return err
 	}
 	res, err := eng.Build(ctx, req, show.event)
+	show.close()
 	if err != nil {
-		show.close(nil)
 		return buildError(ctx, err)
 	}
 	id := res.ConfigID.String()
-	show.close(exported(id, req.Tags))
 	for _, w := range res.Warnings {
 		fmt.Fprintln(a.err, "WARNING:", w)
 	}
@@ -239,15 +238,6 @@ func (a *app) build1(ctx context.Context, dir string, o *buildFlags) error {
 		}
 	}
 	return nil
-}
-
-// exported are Docker's lines after the last step.
-func exported(id string, tags []image.Reference) []string {
-	lines := []string{"exporting layers done", "writing image " + id + " done"}
-	for _, t := range tags {
-		lines = append(lines, "naming to "+t.String()+" done")
-	}
-	return lines
 }
 
 // buildError puts the lines of the Dockerfile that are meant before the sentence.

@@ -98,12 +98,8 @@ func (s *buildScreen) event(e builder.Event) {
 	}
 }
 
-const maxKept = 1 << 20 // of a step's output, for the case that it fails
-
 func (v *screenStep) log(b []byte) {
-	if v.all.Len() < maxKept {
-		v.all.Write(b)
-	}
+	keep(&v.all, b)
 	v.part = append(v.part, b...)
 	for {
 		line, rest, ok := bytes.Cut(v.part, []byte("\n"))
@@ -199,24 +195,16 @@ func (s *buildScreen) replace(lines []string) {
 	io.WriteString(s.w, b.String())
 }
 
-func (s *buildScreen) close(exported []string) {
+func (s *buildScreen) close() {
 	close(s.stop)
 	s.stopped.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	lines := s.lines(true)
-	if len(exported) > 0 {
-		lines = append(lines, s.row(" => exporting to image", 0))
-		for _, l := range exported {
-			lines = append(lines, s.row(" => => "+strings.TrimSuffix(l, " done"), 0))
-		}
-	}
-	s.replace(lines)
+	s.replace(s.lines(true))
 	s.drawn = 0
 	for _, v := range s.steps {
 		if v.err != nil && v.all.Len() > 0 {
-			rule := strings.Repeat("-", 6)
-			fmt.Fprintf(s.w, "%s\n > %s:\n%s\n%s\n", rule, v.name, bytes.TrimRight(quote(v.all.Bytes()), "\n"), rule)
+			repeat(s.w, v.name, v.all.Bytes())
 		}
 	}
 }

@@ -106,13 +106,6 @@ func TestBuild(t *testing.T) {
 #3 3.000 two
 #3 3.000 three
 #3 DONE 2.5s
-
-#4 exporting to image
-#4 exporting layers done
-#4 writing image `+someDigest+` done
-#4 naming to docker.io/library/kv-web:1.0 done
-#4 naming to docker.io/library/x:latest done
-#4 DONE 0.0s
 WARNING: FromAsCasing
 `)
 	o := f.build
@@ -156,6 +149,11 @@ func TestBuildContexts(t *testing.T) {
 		keg(t, f, append([]string{"build"}, strings.Fields(args)...)...).want(t, 1, "", want)
 	}
 	kegWith(t, f, "\x1f\x8b\x08", nil, "build", "-").want(t, 1, "", "ERROR: stdin holds an archive: unpack it and name the directory\n")
+	now := fixedNow
+	failed := &fake{err: errors.New("exit code: 1"), events: append(buildEvents(now)[:7], builder.Event{Vertex: 3, Err: errors.New("exit code: 1"), Finished: &now})}
+	if r := keg(t, failed, "build", dir); r.code != 1 || !strings.HasSuffix(r.err, "#3 3.000 tw\n#3 ERROR: exit code: 1\n------\n > [2/2] RUN make\\x1b[31m:\none\ntw\n------\nERROR: failed to build: failed to solve: exit code: 1\n") {
+		t.Errorf("%+v", r)
+	}
 	at := &builder.Error{File: "Dockerfile", Line: 2, Excerpt: "Dockerfile:2\n--------------------\n   2 | >>> RUN false\n--------------------\n", Err: errors.New("exit code: 1")}
 	keg(t, &fake{err: at}, "build", "-q", dir).want(t, 1, "", at.Excerpt+"ERROR: failed to build: failed to solve: exit code: 1\n")
 	kegWith(t, f, "", map[string]string{"TOKEN": "t0p"}, "build", "-q", "--secret", "id=TOKEN", "--secret", "id=a,src="+filepath.Join(dir, "f"), "--secret", "id=b,env=TOKEN", dir).want(t, 0, someDigest+"\n", "")
@@ -186,8 +184,8 @@ func TestBuildScreen(t *testing.T) {
 	}
 	out.Reset()
 	s.event(builder.Event{Vertex: 3, Err: errors.New("exit 1"), Finished: &now})
-	s.close(nil)
-	if got := out.String(); !strings.HasPrefix(got, "\x1b[6A\r\x1b[J") || !strings.Contains(got, "=> ERROR [2/2]") || !strings.Contains(got, "one\ntw") {
+	s.close()
+	if got := out.String(); !strings.HasPrefix(got, "\x1b[6A\r\x1b[J") || !strings.Contains(got, "=> ERROR [2/2]") || !strings.HasSuffix(got, "------\n > [2/2] RUN make\\x1b[31m:\none\ntw\n------\n") {
 		t.Errorf("end:\n%q", got)
 	}
 }

@@ -84,7 +84,7 @@ func (e *Engine) checkLayers(ctx context.Context, found func(Problem)) error {
 			stack := r.Stack[:i+1]
 			if chain := image.ChainID(stack); !seen[chain] {
 				seen[chain] = true
-				if err := e.readLayer(stack); err != nil {
+				if err := e.readLayer(stack); err != nil && !fault.Is(err, fault.Unsupported) { // made of a blob, which was read above
 					found(Problem{Object: object, Text: fmt.Sprintf("layer %s: %v; remove the image and pull or build it again", stack[i], err)})
 				}
 			}
