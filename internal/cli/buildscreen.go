@@ -44,7 +44,7 @@ type screenStep struct {
 	finished *time.Time
 	cached   bool
 	err      error
-	status   string
+	statuses []string
 	logs     []string
 	part     []byte
 	all      bytes.Buffer // shown when it fails
@@ -87,7 +87,7 @@ func (s *buildScreen) event(e builder.Event) {
 	}
 	v.log(e.Log)
 	if e.Status != "" {
-		v.status = oneLine(e.Status)
+		v.statuses = append(v.statuses, oneLine(e.Status))
 	}
 	v.cached = v.cached || e.Cached
 	if e.Finished != nil {
@@ -146,8 +146,8 @@ func (s *buildScreen) step(v *screenStep, final bool) []string {
 		end = &now
 	}
 	out := []string{s.row(" "+mark+name, took(v.started, end))}
-	if v.status != "" {
-		out = append(out, s.row(" => => "+strings.TrimSuffix(v.status, " done"), took(v.started, end)))
+	for _, l := range v.statuses {
+		out = append(out, s.row(" => => "+strings.TrimSuffix(l, " done"), took(v.started, end)))
 	}
 	if v.finished == nil && !final {
 		for _, l := range v.logs {

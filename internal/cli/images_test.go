@@ -172,11 +172,15 @@ func TestBuildScreen(t *testing.T) {
 	for _, e := range buildEvents(now)[:7] {
 		s.event(e)
 	}
+	s.event(builder.Event{Vertex: 2, Status: "one done"})
+	s.event(builder.Event{Vertex: 2, Status: "two"})
 	s.draw()
 	want := "\x1b[J[+] Building 3.0s (2/3)\n" +
 		" => [internal] load build definiti 2.5s\n" +
 		" => => transferring dockerfile: 31 2.5s\n" +
 		" => CACHED [1/2] FROM base         2.5s\n" +
+		" => => one                         2.5s\n" +
+		" => => two                         2.5s\n" +
 		" => [2/2] RUN make\\x1b[31m         3.0s\n" +
 		" => => # one\n"
 	if out.String() != want {
@@ -185,7 +189,7 @@ func TestBuildScreen(t *testing.T) {
 	out.Reset()
 	s.event(builder.Event{Vertex: 3, Err: errors.New("exit 1"), Finished: &now})
 	s.close()
-	if got := out.String(); !strings.HasPrefix(got, "\x1b[6A\r\x1b[J") || !strings.Contains(got, "=> ERROR [2/2]") || !strings.HasSuffix(got, "------\n > [2/2] RUN make\\x1b[31m:\none\ntw\n------\n") {
+	if got := out.String(); !strings.HasPrefix(got, "\x1b[8A\r\x1b[J") || !strings.Contains(got, "=> ERROR [2/2]") || !strings.HasSuffix(got, "------\n > [2/2] RUN make\\x1b[31m:\none\ntw\n------\n") {
 		t.Errorf("end:\n%q", got)
 	}
 }
