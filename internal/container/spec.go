@@ -101,7 +101,7 @@ func process(r *Record, o SpecOptions, sec Security) (*specs.Process, error) {
 		Terminal:        r.Config.Tty,
 		User:            specs.User{UID: o.UID, GID: o.GID, AdditionalGids: o.AdditionalGids, Umask: r.Host.Umask},
 		Args:            args,
-		Env:             environment(r, o.Home),
+		Env:             Environment(r, r.Config.Tty, o.Home),
 		Cwd:             workdir(r.Config.WorkingDir),
 		Capabilities:    &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
 		NoNewPrivileges: sec.NoNewPrivileges,
@@ -128,11 +128,11 @@ func workdir(d string) string {
 	return d
 }
 
-// environment is Docker's: its own variables first, the container's replace them, HOME
+// Environment is Docker's: its own variables first, the container's replace them, HOME
 // from the user's record when nobody set it.
-func environment(r *Record, home string) []string {
+func Environment(r *Record, tty bool, home string) []string {
 	env := []string{"PATH=" + DefaultPath, "HOSTNAME=" + hostname(r)}
-	if r.Config.Tty {
+	if tty {
 		env = append(env, "TERM=xterm")
 	}
 	env = MergeEnv(env, r.Config.Env)

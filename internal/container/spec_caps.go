@@ -52,6 +52,12 @@ func capabilities(h *container.HostConfig) ([]string, error) {
 	return caps, nil
 }
 
+// AllCapabilities are those that the kernel knows, for exec --privileged.
+func AllCapabilities() []string {
+	caps, _ := capabilities(&container.HostConfig{Privileged: true})
+	return caps
+}
+
 func normalizeCaps(list []string) ([]string, error) {
 	var out []string
 	for _, c := range list {

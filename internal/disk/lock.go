@@ -84,7 +84,12 @@ func HoldDir(parent, pattern string) (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := flock(f, unix.LOCK_SH|unix.LOCK_NB); err != nil {
+	err = flock(f, unix.LOCK_SH|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) { // a sweeper has just taken it for garbage
+		f.Close()
+		return HoldDir(parent, pattern)
+	}
+	if err != nil {
 		f.Close()
 		return nil, &os.PathError{Op: "flock", Path: p, Err: err}
 	}

@@ -21,7 +21,6 @@ import (
 	"keg/internal/image"
 	"keg/internal/monitor"
 	net "keg/internal/network"
-	"keg/internal/registry"
 )
 
 // busybox is the one program of these tests' images.
@@ -282,45 +281,6 @@ func onlySteps(left []string) bool {
 		}
 	}
 	return true
-}
-
-func serveRegistry(t *testing.T, e *Engine, dir string) (addr string, stop func()) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	ready, done := make(chan string, 1), make(chan error, 1)
-	go func() {
-		done <- e.ServeRegistry(ctx, "127.0.0.1:0", dir, registry.ServerOptions{}, func(a string) { ready <- a })
-	}()
-	select {
-	case addr = <-ready:
-	case err := <-done:
-		t.Fatal(err)
-	}
-	return addr, func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}
-}
-
-func TestTheEnginesOwnStoreAsARegistry(t *testing.T) {
-	private(t)
-	e := openEngine(t, t.TempDir(), nil)
-	addr, stop := serveRegistry(t, e, "")
-	defer stop()
-	name := strings.Replace(addr, "127.0.0.1", "localhost", 1) + "/web:1"
-	r := addImage(t, e, name, nil, tarOf(t, map[string]string{"data": noise(11, 1<<20)}))
-	other := openEngine(t, t.TempDir(), nil)
-	if _, err := other.Pull(t.Context(), refs(t, name)[0], PullOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	if f, err := other.lookup(t.Context(), name); err != nil || f.ID != r.ID {
-		t.Errorf("got %+v, %v", f, err)
-	}
-	if _, err := other.remote.Resolve(t.Context(), refs(t, strings.Replace(name, "web", "none", 1))[0]); err == nil {
-		t.Error("an image that is not there was found")
-	}
 }
 
 func TestKilledMonitor(t *testing.T) {

@@ -47,6 +47,15 @@ func private(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes namespaces, mounts and a bridge")
 	}
+	loopback(t)
+}
+
+// loopback is down in a new network namespace; an ordinary user stays in the host's.
+func loopback(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		return
+	}
 	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
 		t.Skipf("needs ip(8): %v: %s", err, out)
 	}

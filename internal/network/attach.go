@@ -84,6 +84,11 @@ func (s *Store) Attach(ctx context.Context, r Request) (_ *Attachment, err error
 
 // resolve finds the networks that are asked for.
 func (a *Attachment) resolve(ctx context.Context) error {
+	if len(a.req.Endpoints) > 0 {
+		if err := a.s.ensurePredefined(ctx); err != nil {
+			return err
+		}
+	}
 	for _, e := range a.req.Endpoints {
 		rec, err := a.s.find(ctx, e.Network)
 		if err != nil {

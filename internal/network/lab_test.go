@@ -40,11 +40,16 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(m.Run())
 	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	self, err := os.Executable()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	cmd := exec.Command(self, os.Args[1:]...)
 	cmd.Env = append(os.Environ(), labEnv+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	err := cmd.Run()
+	err = cmd.Run()
 	if e, ok := err.(*exec.ExitError); ok {
 		os.Exit(e.ExitCode())
 	}
@@ -210,8 +215,9 @@ func try[T any](fd int, f func() (T, error)) (v T, err error) {
 	return v, err
 }
 
-// whoami serves, in the namespace, the client's address to whoever connects, then echoes.
-func whoami(t testing.TB, fd int, port int) {
+// whoami serves, in the namespace, the client's address and a tag to whoever connects,
+// then echoes.
+func whoami(t testing.TB, fd int, port int, tag ...string) {
 	t.Helper()
 	l := in(t, fd, func() (net.Listener, error) { return net.Listen("tcp", fmt.Sprintf(":%d", port)) })
 	t.Cleanup(func() { l.Close() })
@@ -223,7 +229,7 @@ func whoami(t testing.TB, fd int, port int) {
 			}
 			go func() {
 				defer c.Close()
-				fmt.Fprintln(c, c.RemoteAddr().(*net.TCPAddr).IP)
+				fmt.Fprintln(c, strings.Join(append([]string{c.RemoteAddr().(*net.TCPAddr).IP.String()}, tag...), " "))
 				io.Copy(c, c)
 			}()
 		}
@@ -254,4 +260,33 @@ func here(t testing.TB) int {
 	must(t, err)
 	t.Cleanup(func() { unix.Close(fd) })
 	return fd
+}
+
+// weaken applies the firewall with some of its rules changed or left out: a test that
+// still passes then proves nothing.
+func weaken(t testing.TB, s *Store, change func(c string, r rule) []rule) {
+	t.Helper()
+	st, err := s.state()
+	must(t, err)
+	chains := plan(st.Up, st.Forward.V4)
+	for i, c := range chains {
+		chains[i].rules = nil
+		for _, r := range c.rules {
+			chains[i].rules = append(chains[i].rules, change(c.name, r)...)
+		}
+	}
+	fw, err := openFirewall(st.Table)
+	must(t, err)
+	defer fw.close()
+	ports, err := s.livePorts()
+	must(t, err)
+	must(t, fw.apply(chains, ports))
+}
+
+func run(name string, args ...string) error {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s %v: %w: %s", name, args, err, out)
+	}
+	return nil
 }

@@ -79,8 +79,8 @@ func (s *Store) used(marks func() (map[digest.Digest]bool, error)) (map[digest.D
 	if err != nil {
 		return nil, fmt.Errorf("find what is in use: %w", err)
 	}
-	for d := range marked {
-		held[d] = true
+	for d, yes := range marked {
+		held[d] = held[d] || yes
 	}
 	return held, nil
 }
