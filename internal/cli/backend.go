@@ -83,5 +83,6 @@ type whole interface {
 	Prune(context.Context, engine.PruneOptions) (engine.Pruned, error)
 	DiskUsage(context.Context) ([]engine.Usage, error)
 	Info(context.Context) (engine.Info, error)
+	Check(ctx context.Context, repair bool, found func(engine.Problem)) error
 	Events(ctx context.Context, since, until time.Time, follow bool, f engine.Filter, yield func(event.Message) error) error
 }

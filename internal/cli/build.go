@@ -4,6 +4,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -19,7 +20,7 @@ import (
 
 type buildFlags struct {
 	file, target, progress, iidfile, platform, network string
-	tags, args, labels, hosts, noCacheFilter           []string
+	tags, args, labels, hosts, noCacheFilter, secrets  []string
 	noCache, pull, quiet                               bool
 	shmSize                                            int64
 	output, provenance, sbom                           string
@@ -54,6 +55,7 @@ func (o *buildFlags) bind(fs *pflag.FlagSet) {
 	fs.StringVar(&o.progress, "progress", o.progress, `Type of progress output ("auto", "plain", "tty", "quiet")`)
 	fs.BoolVar(&o.pull, "pull", false, "Always attempt to pull newer versions of the base images")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "Suppress the build output and print the image ID on success")
+	fs.StringArrayVar(&o.secrets, "secret", nil, `Secret to expose to the build (format: "id=mysecret[,src=/local/secret]" or "id=mysecret,env=NAME")`)
 	fs.Var(&bytesValue{p: &o.shmSize}, "shm-size", "Size of /dev/shm of RUN instructions")
 	fs.VarP(newList(&o.tags, nil), "tag", "t", `Name and optionally a tag of the image ("name:tag")`)
 	fs.StringVar(&o.target, "target", "", "Set the target stage to build")
@@ -113,6 +115,9 @@ func (a *app) buildOptions(dir string, o *buildFlags) (req builder.Options, clea
 		}
 		req.Platform = &p
 	}
+	if req.Secrets, err = a.buildSecrets(o.secrets); err != nil {
+		return req, clean, err
+	}
 	for flag, v := range map[string]string{"provenance": o.provenance, "sbom": o.sbom} {
 		if v != "false" {
 			return req, clean, fmt.Errorf("--%s=%s is not supported: images are made without attestations", flag, v)
@@ -120,6 +125,32 @@ func (a *app) buildOptions(dir string, o *buildFlags) (req builder.Options, clea
 	}
 	clean, err = a.buildContext(&req, dir)
 	return req, clean, err
+}
+
+// buildSecrets reads what --secret names: a file, else a variable of that id or name.
+func (a *app) buildSecrets(specs []string) (map[string][]byte, error) {
+	secrets := map[string][]byte{}
+	for _, s := range specs {
+		p := keyValues(strings.Split(s, ","))
+		id := firstOf(p["id"], filepath.Base(firstOf(p["src"], p["source"])))
+		if p["id"] == "" && firstOf(p["src"], p["source"]) == "" {
+			return nil, fmt.Errorf("invalid --secret %q: want id=NAME[,src=FILE] or id=NAME,env=VARIABLE", s)
+		}
+		file := firstOf(p["src"], p["source"])
+		if v, ok := a.lookup(firstOf(p["env"], id)); file == "" && ok {
+			secrets[id] = []byte(v)
+			continue
+		}
+		if p["env"] != "" {
+			return nil, fmt.Errorf("--secret %q: the variable %s is not set", s, p["env"])
+		}
+		b, err := os.ReadFile(firstOf(file, id))
+		if err != nil {
+			return nil, fmt.Errorf("--secret %q: %w", s, err)
+		}
+		secrets[id] = b
+	}
+	return secrets, nil
 }
 
 // buildContext finds the context: a directory, or nothing with the Dockerfile on stdin.
@@ -190,12 +221,11 @@ func (a *app) build1(ctx context.Context, dir string, o *buildFlags) error {
 		return err
 	}
 	res, err := eng.Build(ctx, req, show.event)
+	show.close()
 	if err != nil {
-		show.close(nil)
 		return buildError(ctx, err)
 	}
 	id := res.ConfigID.String()
-	show.close(exported(id, req.Tags))
 	for _, w := range res.Warnings {
 		fmt.Fprintln(a.err, "WARNING:", w)
 	}
@@ -210,18 +240,14 @@ func (a *app) build1(ctx context.Context, dir string, o *buildFlags) error {
 	return nil
 }
 
-// exported are Docker's lines after the last step.
-func exported(id string, tags []image.Reference) []string {
-	lines := []string{"exporting layers done", "writing image " + id + " done"}
-	for _, t := range tags {
-		lines = append(lines, "naming to "+t.String()+" done")
-	}
-	return lines
-}
-
+// buildError puts the lines of the Dockerfile that are meant before the sentence.
 func buildError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return err
+	}
+	var at *builder.Error
+	if errors.As(err, &at) && at.Excerpt != "" {
+		return failf("%sERROR: failed to build: failed to solve: %v", at.Excerpt, err)
 	}
 	return failf("ERROR: failed to build: failed to solve: %v", err)
 }

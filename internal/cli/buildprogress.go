@@ -12,10 +12,10 @@ import (
 	"keg/internal/builder"
 )
 
-// buildPrinter shows a build. close tells the lines of the export, none after a failure.
+// buildPrinter shows a build. close ends the show and repeats what a failed step said.
 type buildPrinter interface {
 	event(builder.Event)
-	close(exported []string)
+	close()
 }
 
 func (a *app) buildPrinter(o *buildFlags) (buildPrinter, error) {
@@ -37,7 +37,7 @@ func (a *app) buildPrinter(o *buildFlags) (buildPrinter, error) {
 type silent struct{}
 
 func (silent) event(builder.Event) {}
-func (silent) close([]string)      {}
+func (silent) close()              {}
 
 // plainBuild prints each event as it comes, in BuildKit's words: "#5 [2/3] RUN make",
 // "#5 0.123 text", "#5 DONE 1.2s".
@@ -47,14 +47,14 @@ type plainBuild struct {
 	now   func() time.Time
 	steps map[int]*plainStep
 	last  int // the vertex of the line before
-	max   int
+	bad   *plainStep
 }
 
 type plainStep struct {
 	name    string
 	started time.Time
 	line    bytes.Buffer // an unfinished line of output
-	told    bool         // its name was printed since another vertex spoke
+	said    bytes.Buffer // the beginning of its output, for the case that it fails
 }
 
 func (p *plainBuild) event(e builder.Event) {
@@ -64,7 +64,6 @@ func (p *plainBuild) event(e builder.Event) {
 	if s == nil {
 		s = &plainStep{}
 		p.steps[e.Vertex] = s
-		p.max = max(p.max, e.Vertex)
 	}
 	if e.Name != "" {
 		s.name = e.Name
@@ -73,6 +72,9 @@ func (p *plainBuild) event(e builder.Event) {
 		s.started = *e.Started
 	}
 	p.speak(e.Vertex, s)
+	if e.Status != "" {
+		fmt.Fprintf(p.w, "#%d %s\n", e.Vertex, oneLine(e.Status))
+	}
 	if e.Reason != "" {
 		fmt.Fprintf(p.w, "#%d not cached: %s\n", e.Vertex, oneLine(e.Reason))
 	}
@@ -99,6 +101,7 @@ func (p *plainBuild) speak(n int, s *plainStep) {
 // log prints whole lines with the seconds since the start of the step.
 func (p *plainBuild) log(n int, s *plainStep, b []byte) {
 	s.line.Write(b)
+	keep(&s.said, b)
 	for {
 		line, rest, ok := bytes.Cut(s.line.Bytes(), []byte("\n"))
 		if !ok {
@@ -120,6 +123,7 @@ func (p *plainBuild) finish(e builder.Event, s *plainStep) {
 	}
 	switch {
 	case e.Err != nil:
+		p.bad = s
 		fmt.Fprintf(p.w, "#%d ERROR: %v\n", e.Vertex, e.Err)
 	case e.Cached:
 		fmt.Fprintf(p.w, "#%d CACHED\n", e.Vertex)
@@ -135,16 +139,21 @@ func took(start time.Time, end *time.Time) time.Duration {
 	return max(0, end.Sub(start))
 }
 
-func (p *plainBuild) close(exported []string) {
+func (p *plainBuild) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(exported) == 0 {
-		return
+	if p.bad != nil && p.bad.said.Len() > 0 {
+		repeat(p.w, p.bad.name, p.bad.said.Bytes())
 	}
-	n := p.max + 1
-	p.speak(n, &plainStep{name: "exporting to image"})
-	for _, l := range exported {
-		fmt.Fprintf(p.w, "#%d %s\n", n, l)
-	}
-	fmt.Fprintf(p.w, "#%d DONE 0.0s\n", n)
+}
+
+const maxKept = 1 << 20 // bytes of a step's output
+
+func keep(to *bytes.Buffer, b []byte) {
+	to.Write(b[:min(len(b), max(0, maxKept-to.Len()))])
+}
+
+// repeat shows the output of a step that failed once more, after all others.
+func repeat(w io.Writer, name string, said []byte) {
+	fmt.Fprintf(w, "------\n > %s:\n%s\n------\n", oneLine(name), bytes.TrimRight(quote(said), "\n"))
 }

@@ -44,6 +44,7 @@ type screenStep struct {
 	finished *time.Time
 	cached   bool
 	err      error
+	statuses []string
 	logs     []string
 	part     []byte
 	all      bytes.Buffer // shown when it fails
@@ -85,6 +86,9 @@ func (s *buildScreen) event(e builder.Event) {
 		v.started = *e.Started
 	}
 	v.log(e.Log)
+	if e.Status != "" {
+		v.statuses = append(v.statuses, oneLine(e.Status))
+	}
 	v.cached = v.cached || e.Cached
 	if e.Finished != nil {
 		v.finished = e.Finished
@@ -94,12 +98,8 @@ func (s *buildScreen) event(e builder.Event) {
 	}
 }
 
-const maxKept = 1 << 20 // of a step's output, for the case that it fails
-
 func (v *screenStep) log(b []byte) {
-	if v.all.Len() < maxKept {
-		v.all.Write(b)
-	}
+	keep(&v.all, b)
 	v.part = append(v.part, b...)
 	for {
 		line, rest, ok := bytes.Cut(v.part, []byte("\n"))
@@ -146,6 +146,9 @@ func (s *buildScreen) step(v *screenStep, final bool) []string {
 		end = &now
 	}
 	out := []string{s.row(" "+mark+name, took(v.started, end))}
+	for _, l := range v.statuses {
+		out = append(out, s.row(" => => "+strings.TrimSuffix(l, " done"), took(v.started, end)))
+	}
 	if v.finished == nil && !final {
 		for _, l := range v.logs {
 			out = append(out, s.cut(" => => # "+l))
@@ -192,24 +195,16 @@ func (s *buildScreen) replace(lines []string) {
 	io.WriteString(s.w, b.String())
 }
 
-func (s *buildScreen) close(exported []string) {
+func (s *buildScreen) close() {
 	close(s.stop)
 	s.stopped.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	lines := s.lines(true)
-	if len(exported) > 0 {
-		lines = append(lines, s.row(" => exporting to image", 0))
-		for _, l := range exported {
-			lines = append(lines, s.row(" => => "+strings.TrimSuffix(l, " done"), 0))
-		}
-	}
-	s.replace(lines)
+	s.replace(s.lines(true))
 	s.drawn = 0
 	for _, v := range s.steps {
 		if v.err != nil && v.all.Len() > 0 {
-			rule := strings.Repeat("-", 6)
-			fmt.Fprintf(s.w, "%s\n > %s:\n%s\n%s\n", rule, v.name, bytes.TrimRight(quote(v.all.Bytes()), "\n"), rule)
+			repeat(s.w, v.name, v.all.Bytes())
 		}
 	}
 }

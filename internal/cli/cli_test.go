@@ -2,10 +2,13 @@ package cli
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"os"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/moby/moby/api/types/container"
 	dimage "github.com/moby/moby/api/types/image"
@@ -15,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"keg/internal/engine"
+	"keg/internal/event"
 )
 
 func TestUnknownWords(t *testing.T) {
@@ -179,6 +183,36 @@ func TestQuoting(t *testing.T) {
 			if b.String() != want {
 				t.Errorf("%q cut at %d: %q, want %q", in, split, b.String(), want)
 			}
+		}
+	}
+}
+
+// No command lets through what a stranger put into a name, a label or an error.
+func TestNoCommandObeysStrangers(t *testing.T) {
+	const evil = "a\x1b]0;title\x07\u202eb\x9b1m"
+	n := network.Inspect{}
+	n.Name, n.Driver = evil, evil
+	f := &fake{
+		containers: []container.Summary{{Names: []string{"/" + evil}, Image: evil, Command: evil, Status: evil, Labels: map[string]string{evil: evil}}},
+		images:     []dimage.Summary{{RepoTags: []string{evil}}}, history: []dimage.HistoryResponseItem{{CreatedBy: evil, Comment: evil}},
+		volumes: []volume.Volume{{Name: evil, Driver: evil, Labels: map[string]string{evil: evil}}}, networks: []network.Inspect{n},
+		inspect: map[string]container.InspectResponse{"web": {Name: evil}}, imageInfo: map[string]dimage.InspectResponse{"img": {Comment: evil}},
+		messages: []event.Message{{Action: evil}}, deleted: []dimage.DeleteResponse{{Untagged: evil}}, warnings: []string{evil},
+		info: engine.Info{Name: evil, Warnings: []string{evil}}, usage: []engine.Usage{{Type: evil}}, problems: []engine.Problem{{Object: evil, Text: evil}},
+		pruned: engine.Pruned{Containers: []string{evil}}, errFor: map[string]error{"bad": errors.New(evil)},
+	}
+	for _, line := range []string{
+		"ps -a", "ps --no-trunc", "ps --format {{.Labels}}", "images", "history img", "volume ls", "network ls", "inspect web", "inspect -f {{.Name}} web", "image inspect -f {{.Comment}} img",
+		"events --until 1s", "rmi img", "create img", "info", "system df", "system check", "system prune -f", "stop bad", "rm bad", "pull bad", "run bad", "exec bad ls", "run --nosuch\x1b[2J x", "\x1b[2J", "inspect \x1b[2J", "run --mount \x1b[2J x",
+	} {
+		var out bytes.Buffer
+		a := &app{
+			name: "keg", in: strings.NewReader(""), out: &quoting{w: &out}, err: &quoting{w: &out}, rawOut: io.Discard, rawErr: io.Discard,
+			env: map[string]string{}, now: func() time.Time { return fixedNow }, open: func(engine.Options) (backend, error) { return f, nil },
+		}
+		a.main(t.Context(), strings.Split(line, " "))
+		if i := strings.IndexAny(out.String(), "\x07\x1b\u009b\u202e"); i >= 0 || out.Len() == 0 || !utf8.Valid(out.Bytes()) {
+			t.Errorf("%q prints %q", line, out.String())
 		}
 	}
 }

@@ -104,6 +104,7 @@ func networkCommands() []entry {
 
 func systemCommands() []entry {
 	return []entry{
+		{name: "check", short: "Verify what is stored and say what is damaged", make: newCheck},
 		{name: "df", short: "Show disk usage", make: newDf},
 		{name: "events", short: "Show what happens, as it happens", make: newEvents},
 		{name: "info", short: "Display system-wide information", make: newInfo},

@@ -72,6 +72,7 @@ type fake struct {
 	usage      []engine.Usage
 	info       engine.Info
 	messages   []event.Message
+	problems   []engine.Problem
 }
 
 func (f *fake) say(words ...string) error {
@@ -288,6 +289,14 @@ func (f *fake) Prune(_ context.Context, o engine.PruneOptions) (engine.Pruned, e
 }
 func (f *fake) DiskUsage(context.Context) ([]engine.Usage, error) { return f.usage, f.err }
 func (f *fake) Info(context.Context) (engine.Info, error)         { return f.info, f.err }
+
+func (f *fake) Check(_ context.Context, repair bool, found func(engine.Problem)) error {
+	for _, p := range f.problems {
+		p.Repaired = repair && p.Repaired
+		found(p)
+	}
+	return f.say("check")
+}
 
 func (f *fake) Events(_ context.Context, since, until time.Time, follow bool, _ engine.Filter, yield func(event.Message) error) error {
 	for _, m := range f.messages {

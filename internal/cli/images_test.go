@@ -76,7 +76,7 @@ func TestImagesPassesOptionsAndHints(t *testing.T) {
 func buildEvents(now time.Time) []builder.Event {
 	s, e := now.Add(-3*time.Second), now.Add(-500*time.Millisecond)
 	return []builder.Event{
-		{Vertex: 1, Name: "[internal] load build definition from Dockerfile", Started: &s}, {Vertex: 1, Finished: &e},
+		{Vertex: 1, Name: "[internal] load build definition from Dockerfile", Started: &s}, {Vertex: 1, Status: "transferring dockerfile: 31B done"}, {Vertex: 1, Finished: &e},
 		{Vertex: 2, Name: "[1/2] FROM base", Started: &s}, {Vertex: 3, Name: "[2/2] RUN make\x1b[31m", Started: &s, Reason: "COPY of a.c differs"},
 		{Vertex: 2, Cached: true, Finished: &e},
 		{Vertex: 3, Log: []byte("one\ntw")}, {Vertex: 3, Log: []byte("o\nthree")}, {Vertex: 3, Finished: &e},
@@ -90,6 +90,7 @@ func TestBuild(t *testing.T) {
 	r := kegWith(t, f, "", map[string]string{"TOKEN": "t"}, "build", "--progress", "plain", "-t", "kv-web:1.0", "-t", "x", "--build-arg", "A=1", "--build-arg", "TOKEN", "--label", "l=v",
 		"--target", "dev", "--no-cache", "--pull", "--platform", "linux/arm64", "--network", "host", "--add-host", "a:1.2.3.4", "--shm-size", "1m", "-f", "Other", "--iidfile", iid, "--load", dir)
 	r.want(t, 0, "", `#1 [internal] load build definition from Dockerfile
+#1 transferring dockerfile: 31B done
 #1 DONE 2.5s
 
 #2 [1/2] FROM base
@@ -105,13 +106,6 @@ func TestBuild(t *testing.T) {
 #3 3.000 two
 #3 3.000 three
 #3 DONE 2.5s
-
-#4 exporting to image
-#4 exporting layers done
-#4 writing image `+someDigest+` done
-#4 naming to docker.io/library/kv-web:1.0 done
-#4 naming to docker.io/library/x:latest done
-#4 DONE 0.0s
 WARNING: FromAsCasing
 `)
 	o := f.build
@@ -155,6 +149,18 @@ func TestBuildContexts(t *testing.T) {
 		keg(t, f, append([]string{"build"}, strings.Fields(args)...)...).want(t, 1, "", want)
 	}
 	kegWith(t, f, "\x1f\x8b\x08", nil, "build", "-").want(t, 1, "", "ERROR: stdin holds an archive: unpack it and name the directory\n")
+	now := fixedNow
+	failed := &fake{err: errors.New("exit code: 1"), events: append(buildEvents(now)[:7], builder.Event{Vertex: 3, Err: errors.New("exit code: 1"), Finished: &now})}
+	if r := keg(t, failed, "build", dir); r.code != 1 || !strings.HasSuffix(r.err, "#3 3.000 tw\n#3 ERROR: exit code: 1\n------\n > [2/2] RUN make\\x1b[31m:\none\ntw\n------\nERROR: failed to build: failed to solve: exit code: 1\n") {
+		t.Errorf("%+v", r)
+	}
+	at := &builder.Error{File: "Dockerfile", Line: 2, Excerpt: "Dockerfile:2\n--------------------\n   2 | >>> RUN false\n--------------------\n", Err: errors.New("exit code: 1")}
+	keg(t, &fake{err: at}, "build", "-q", dir).want(t, 1, "", at.Excerpt+"ERROR: failed to build: failed to solve: exit code: 1\n")
+	kegWith(t, f, "", map[string]string{"TOKEN": "t0p"}, "build", "-q", "--secret", "id=TOKEN", "--secret", "id=a,src="+filepath.Join(dir, "f"), "--secret", "id=b,env=TOKEN", dir).want(t, 0, someDigest+"\n", "")
+	if s := f.build.Secrets; string(s["TOKEN"]) != "t0p" || s["a"] == nil || string(s["b"]) != "t0p" {
+		t.Errorf("secrets %q", s)
+	}
+	keg(t, f, "build", "-q", "--secret", "id=x,env=NOPE", dir).want(t, 1, "", "ERROR: --secret \"id=x,env=NOPE\": the variable NOPE is not set\n")
 	keg(t, &fake{err: errors.New("process failed")}, "build", "-q", dir).want(t, 1, "", "ERROR: failed to build: failed to solve: process failed\n")
 }
 
@@ -163,13 +169,18 @@ func TestBuildScreen(t *testing.T) {
 	var out strings.Builder
 	now := fixedNow
 	s := &buildScreen{w: &out, now: func() time.Time { return now }, start: now.Add(-3 * time.Second), width: 40, height: 24, stop: make(chan struct{})}
-	for _, e := range buildEvents(now)[:6] {
+	for _, e := range buildEvents(now)[:7] {
 		s.event(e)
 	}
+	s.event(builder.Event{Vertex: 2, Status: "one done"})
+	s.event(builder.Event{Vertex: 2, Status: "two"})
 	s.draw()
 	want := "\x1b[J[+] Building 3.0s (2/3)\n" +
 		" => [internal] load build definiti 2.5s\n" +
+		" => => transferring dockerfile: 31 2.5s\n" +
 		" => CACHED [1/2] FROM base         2.5s\n" +
+		" => => one                         2.5s\n" +
+		" => => two                         2.5s\n" +
 		" => [2/2] RUN make\\x1b[31m         3.0s\n" +
 		" => => # one\n"
 	if out.String() != want {
@@ -177,8 +188,8 @@ func TestBuildScreen(t *testing.T) {
 	}
 	out.Reset()
 	s.event(builder.Event{Vertex: 3, Err: errors.New("exit 1"), Finished: &now})
-	s.close(nil)
-	if got := out.String(); !strings.HasPrefix(got, "\x1b[5A\r\x1b[J") || !strings.Contains(got, "=> ERROR [2/2]") || !strings.Contains(got, "one\ntw") {
+	s.close()
+	if got := out.String(); !strings.HasPrefix(got, "\x1b[8A\r\x1b[J") || !strings.Contains(got, "=> ERROR [2/2]") || !strings.HasSuffix(got, "------\n > [2/2] RUN make\\x1b[31m:\none\ntw\n------\n") {
 		t.Errorf("end:\n%q", got)
 	}
 }
@@ -221,6 +232,7 @@ func TestLogin(t *testing.T) {
 		keg(t, f, append([]string{"login"}, strings.Fields(args)...)...).want(t, 1, "", want)
 	}
 	keg(t, f, "logout", "localhost:5000").want(t, 0, "Removing login credentials for localhost:5000\n", "")
+	keg(t, &fake{err: fault.Errorf(fault.NotModified, "Not logged in to x")}, "logout", "x").want(t, 0, "Removing login credentials for x\n", "")
 	keg(t, f, "logout").want(t, 0, "Removing login credentials for https://index.docker.io/v1/\n", "")
 }
 

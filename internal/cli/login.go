@@ -192,7 +192,7 @@ func newLogout(a *app) *cobra.Command {
 				shown = "https://index.docker.io/v1/"
 			}
 			fmt.Fprintln(a.out, "Removing login credentials for", shown)
-			return eng.Logout(c.Context(), server)
+			return quietly(eng.Logout(c.Context(), server)) // nothing was saved: fine
 		},
 	}
 }

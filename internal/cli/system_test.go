@@ -205,3 +205,10 @@ func TestEvents(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+func TestCheck(t *testing.T) {
+	keg(t, &fake{}, "system", "check").want(t, 0, "All is well.\n", "")
+	f := &fake{problems: []engine.Problem{{Object: "blob sha256:aa", Text: "is damaged", Repaired: true}}}
+	keg(t, f, "system", "check").want(t, 1, "blob sha256:aa: is damaged\n", "1 problem found; run 'keg system check --repair' to move what is damaged aside\n")
+	keg(t, f, "system", "check", "--repair").want(t, 0, "blob sha256:aa: is damaged (repaired)\n", "")
+}
