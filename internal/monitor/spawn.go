@@ -105,7 +105,7 @@ func startSelf(errlog, sock *os.File, args []string) (*os.Process, error) {
 	attr := &os.ProcAttr{
 		Dir: "/",
 		// Two threads of Go code are enough for a monitor; memory goes by processors.
-		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2", "GOTRACEBACK=single", "KEG_T0=" + fmt.Sprint(time.Now().UnixMicro())},
+		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2", "GOTRACEBACK=single"},
 		Files: []*os.File{null, null, stderr, sock},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
