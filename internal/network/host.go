@@ -4,6 +4,7 @@ package network
 // host share.
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"strings"
@@ -105,12 +106,21 @@ func lockHost(patience time.Duration) (unlock func(), err error) {
 	}
 }
 
+// sysctl writes with plain system calls: package os would ask for polling first, four
+// more of them each time. A file that is not there belongs to a kernel without IPv6.
 func sysctl(path, value string) error {
-	err := os.WriteFile("/proc/sys/net/"+path, []byte(value), 0)
-	if os.IsNotExist(err) {
-		return nil // a kernel without IPv6
+	fd, err := unix.Open("/proc/sys/net/"+path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT {
+		return nil
 	}
-	return err
+	if err == nil {
+		_, err = unix.Write(fd, []byte(value))
+		unix.Close(fd)
+	}
+	if err != nil {
+		return fmt.Errorf("set net/%s=%s: %w", path, value, err)
+	}
+	return nil
 }
 
 func readSysctl(path string) string {

@@ -40,11 +40,16 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(m.Run())
 	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	self, err := os.Executable()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	cmd := exec.Command(self, os.Args[1:]...)
 	cmd.Env = append(os.Environ(), labEnv+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	err := cmd.Run()
+	err = cmd.Run()
 	if e, ok := err.(*exec.ExitError); ok {
 		os.Exit(e.ExitCode())
 	}
@@ -58,21 +63,31 @@ func TestMain(m *testing.M) {
 // lab is an engine on an empty host. At the end it checks that nothing is left.
 func lab(t testing.TB) *Store {
 	t.Helper()
+	return labs(t, 1)[0]
+}
+
+func labs(t testing.TB, n int) (all []*Store) {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: makes network namespaces, bridges and nftables rules")
 	}
 	before := snapshot(t)
-	s := Open(t.TempDir(), t.TempDir())
-	s.linger = 20 * time.Millisecond
+	for range n {
+		s := Open(t.TempDir(), t.TempDir())
+		s.linger = 20 * time.Millisecond
+		all = append(all, s)
+	}
 	t.Cleanup(func() {
-		if err := s.Settle(context.Background()); err != nil {
-			t.Errorf("settle: %v", err)
+		for _, s := range all {
+			if err := s.Settle(context.Background()); err != nil {
+				t.Errorf("settle: %v", err)
+			}
 		}
 		if after := snapshot(t); after != before {
 			t.Errorf("left on the host:\n%s\nbefore:\n%s", after, before)
 		}
 	})
-	return s
+	return all
 }
 
 // snapshot is what a leak would show up in.
@@ -210,8 +225,9 @@ func try[T any](fd int, f func() (T, error)) (v T, err error) {
 	return v, err
 }
 
-// whoami serves, in the namespace, the client's address to whoever connects, then echoes.
-func whoami(t testing.TB, fd int, port int) {
+// whoami serves, in the namespace, the client's address and a tag to whoever connects,
+// then echoes.
+func whoami(t testing.TB, fd int, port int, tag ...string) (stop func()) {
 	t.Helper()
 	l := in(t, fd, func() (net.Listener, error) { return net.Listen("tcp", fmt.Sprintf(":%d", port)) })
 	t.Cleanup(func() { l.Close() })
@@ -223,11 +239,12 @@ func whoami(t testing.TB, fd int, port int) {
 			}
 			go func() {
 				defer c.Close()
-				fmt.Fprintln(c, c.RemoteAddr().(*net.TCPAddr).IP)
+				fmt.Fprintln(c, strings.Join(append([]string{c.RemoteAddr().(*net.TCPAddr).IP.String()}, tag...), " "))
 				io.Copy(c, c)
 			}()
 		}
 	}()
+	return func() { l.Close() }
 }
 
 // ask connects from a namespace, sends text, half-closes, and returns client address and echo.
@@ -254,4 +271,38 @@ func here(t testing.TB) int {
 	must(t, err)
 	t.Cleanup(func() { unix.Close(fd) })
 	return fd
+}
+
+// weaken applies the firewall with some of its rules changed or left out: a test that
+// still passes then proves nothing.
+func weaken(t testing.TB, s *Store, change func(c string, r rule) []rule) {
+	t.Helper()
+	st, err := s.state()
+	must(t, err)
+	chains := plan(st.Up, st.Forward.V4)
+	for i, c := range chains {
+		chains[i].rules = nil
+		for _, r := range c.rules {
+			chains[i].rules = append(chains[i].rules, change(c.name, r)...)
+		}
+	}
+	fw, err := openFirewall(st.Table)
+	must(t, err)
+	defer fw.close()
+	ports, err := s.livePorts()
+	must(t, err)
+	must(t, fw.apply(chains, ports))
+}
+
+func run(name string, args ...string) error {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s %v: %w: %s", name, args, err, out)
+	}
+	return nil
+}
+
+func outputOf(name string, args ...string) (string, error) {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	return string(out), err
 }
