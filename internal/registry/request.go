@@ -5,10 +5,12 @@ package registry
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -84,7 +86,16 @@ func worthRetry(ctx context.Context, err error) bool {
 		return false
 	}
 	var cut *transportError
-	return errors.As(err, &cut) && !errors.Is(err, syscall.ECONNREFUSED)
+	return errors.As(err, &cut) && !settled(err)
+}
+
+// settled errors of the way stay the same in the next second.
+func settled(err error) bool {
+	var cert *tls.CertificateVerificationError
+	var noTLS tls.RecordHeaderError
+	var dns *net.DNSError
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.As(err, &cert) || errors.As(err, &noTLS) ||
+		errors.As(err, &dns) && dns.IsNotFound
 }
 
 // transportError marks an error of the way, not of the answer.
