@@ -2,6 +2,13 @@
 //
 // A pure function turns an OCI spec into a list of system calls; a raw-cloned child
 // that never re-enters the Go runtime walks the list and ends in execve.
+//
+//	sandbox.go    what callers use: Start, Exec, Process
+//	plan.go       spec -> program of a container's first process; process.go its last stage
+//	exec.go       the same for one more process in a running container
+//	program.go    programs as data; child.go walks them after the clone; spawn.go clones
+//	furnish.go    what the parent makes first: detached mounts, targets (tree.go), devices
+//	user.go       names in an image's etc/passwd and etc/group
 package sandbox
 
 import (
@@ -9,18 +16,26 @@ import (
 	"os"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"keg/internal/fault"
+	"keg/internal/sandbox/cgroup"
+	"keg/internal/sandbox/seccomp"
 )
 
 // Options is what a spec cannot say.
 type Options struct {
 	Root  int         // descriptor of the (detached) mount that becomes "/"; -1: Spec.Root.Path
-	Stdio [3]*os.File // of the process; ignored with Process.Terminal
+	Stdio [3]*os.File // of the process; ignored with Process.Terminal; nil is /dev/null
 	// NetNS is a descriptor of a prepared network namespace, or -1: by the spec.
 	NetNS  int
-	Cgroup string     // cgroup path below the engine's own parent, such as "keg/<id>"
+	Cgroup string     // cgroup path below the engine's own parent, such as "keg/<id>"; "": stay where the engine is
 	Files  []*os.File // further descriptors, 3 and up (preserve-fds)
+	// Private are files that no child may hold, not even before its execve: locks.
+	Private []*os.File
 	// Cache is a directory (0700) for compiled seccomp filters; "" compiles each time.
 	Cache string
+	// DefaultSeccomp applies the built-in profile when the spec has none.
+	DefaultSeccomp bool
 	// Recorded, when not nil, is called with pid and start time after the clone and
 	// before execve: what it writes is on disk before the program can do anything.
 	Recorded func(pid int, startTime uint64) error
@@ -33,12 +48,13 @@ type Process struct {
 	Pid     int
 	PidFD   *os.File
 	Console *os.File // pty master when the spec asks for a terminal
-}
+	// Cgroup is what Start made, nil without Options.Cgroup. Whoever waits removes it.
+	Cgroup *cgroup.Group
+	// Warnings are what could not be had: limits, capabilities, controllers.
+	Warnings []string
 
-// Start makes the cgroup, namespaces and mounts of spec and executes its process. It must be
-// called from the process that will wait for it. Errors name the operation and the
-// object; *ExecError tells a program that is missing or cannot be executed.
-func Start(ctx context.Context, spec *specs.Spec, o Options) (*Process, error) { panic("unwritten") }
+	held *held
+}
 
 // ExecError: the box is made but the program cannot be executed. Code is 126 or 127.
 type ExecError struct {
@@ -49,17 +65,46 @@ type ExecError struct {
 func (e *ExecError) Error() string { return e.Err.Error() }
 func (e *ExecError) Unwrap() error { return e.Err }
 
-// Exec runs p in the namespaces, cgroup and confinement of the running container
-// whose init is pid; spec is the container's spec (seccomp, capabilities default).
-func Exec(ctx context.Context, pid int, spec *specs.Spec, p *specs.Process, o Options) (*Process, error) {
-	panic("unwritten")
+var (
+	errNoCommand = fault.Invalidf("the spec has no command")
+	errNul       = fault.Invalidf("the command, its environment or its working directory holds a NUL byte")
+)
+
+// Start makes the cgroup, namespaces and mounts of spec and executes its process. It must be
+// called from the process that will wait for it. Errors name the operation and the
+// object; *ExecError tells a program that is missing or cannot be executed.
+func Start(ctx context.Context, spec *specs.Spec, o Options) (_ *Process, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if spec.Linux == nil {
+		return nil, fault.Invalidf("the spec has no linux section")
+	}
+	s := &start{box: newBox(spec, &o)}
+	defer s.box.close()
+	if err := s.decide(); err != nil {
+		return nil, err
+	}
+	if o.Cgroup != "" {
+		g, warnings, err := cgroup.Create(o.Cgroup, spec.Linux.Resources)
+		if err != nil {
+			return nil, err
+		}
+		s.box.group = g
+		s.layout.warn(warnings...)
+		defer func() {
+			if err != nil {
+				_ = g.Remove(context.WithoutCancel(ctx))
+			}
+		}()
+	}
+	if err := onSpawner(s.box.furnish); err != nil {
+		return nil, err
+	}
+	return s.run(ctx)
 }
 
-// Wait reaps the process and returns its exit code (128+n for signal n).
-func (p *Process) Wait() (code int, err error) { panic("unwritten") }
-
-// Signal goes through the pidfd.
-func (p *Process) Signal(sig int) error { panic("unwritten") }
-
-// Release lets a held process go on to execve.
-func (p *Process) Release() error { panic("unwritten") }
+// LoadSeccomp reads a profile in Docker's JSON format for a process with these capabilities.
+func LoadSeccomp(profile []byte, caps []string) (*specs.LinuxSeccomp, error) {
+	return seccomp.Load(profile, caps)
+}
