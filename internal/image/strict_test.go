@@ -17,7 +17,7 @@ func TestManifestWithOwnWordsIsRead(t *testing.T) {
 	}
 }
 
-func TestAmbiguousDocumentsAreRefused(t *testing.T) {
+func TestDocumentsOfTwoTypesAreRefused(t *testing.T) {
 	cut := strings.TrimSuffix(goodManifest, "}")
 	for name, doc := range map[string]string{
 		"field twice":        cut + `,"layers":[]}`,
