@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
 	"golang.org/x/sys/unix"
 )
 
@@ -109,7 +110,7 @@ func TestCopyKeepsTimesAndModesAndLinks(t *testing.T) {
 	os.Chtimes(filepath.Join(w.dir, "d/f"), when, when)
 	os.Chtimes(filepath.Join(w.dir, "d/s"), when, when)
 	unix.Setxattr(filepath.Join(w.dir, "d/f"), "user.color", []byte("red"), 0)
-	r := w.mustBuild("FROM scratch\nCOPY d /d\nCOPY --chmod=640 d /e\nCOPY --chmod=u=rwX,go= d /s")
+	r := w.mustBuild("FROM scratch\nCOPY d /d\nCOPY --chmod=740 d /e\nCOPY --chmod=u=rwX,go= d /s")
 	f, _ := os.Stat(filepath.Join(w.root(r), "d/f"))
 	h, _ := os.Stat(filepath.Join(w.root(r), "d/h"))
 	s, _ := os.Stat(filepath.Join(w.root(r), "d/s"))
@@ -124,7 +125,7 @@ func TestCopyKeepsTimesAndModesAndLinks(t *testing.T) {
 	e, _ := os.Stat(filepath.Join(w.root(r), "e/f"))
 	x, _ := os.Stat(filepath.Join(w.root(r), "s/f"))
 	g, _ := os.Stat(filepath.Join(w.root(r), "s/s/g"))
-	if e.Mode() != 0o640 || x.Mode().Perm() != 0o700 || g.Mode().Perm() != 0o600 {
+	if e.Mode() != 0o740 || x.Mode().Perm() != 0o700 || g.Mode().Perm() != 0o600 {
 		t.Errorf("chmod: %v %v %v", e.Mode(), x.Mode(), g.Mode())
 	}
 }
@@ -230,7 +231,11 @@ func TestAddUnpacksLocalArchives(t *testing.T) {
 	g = gzip.NewWriter(&notTar)
 	g.Write([]byte("only compressed"))
 	g.Close()
-	for name, data := range map[string][]byte{"a.tar": plain, "a.tgz": gz.Bytes(), "a.zst": zs.Bytes()} {
+	var xzs bytes.Buffer
+	x, _ := xz.NewWriter(&xzs)
+	x.Write(plain)
+	x.Close()
+	for name, data := range map[string][]byte{"a.tar": plain, "a.tgz": gz.Bytes(), "a.zst": zs.Bytes(), "a.txz": xzs.Bytes()} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			os.WriteFile(filepath.Join(w.dir, name), data, 0o644)

@@ -123,7 +123,7 @@ type mutation struct {
 const mutated = `FROM base AS build
 ARG FIRST=1
 ENV EARLY=1
-COPY --chmod=600 stays early /early/
+COPY --chmod=700 stays early /early/
 RUN echo first
 COPY sub /sub
 ARG SECOND=1
@@ -174,13 +174,13 @@ func TestReasonsNameTheFirstInputThatDiffers(t *testing.T) {
 		"no env":          {edit("ENV LATE=1\n", ""), "RUN --mount=type=bind,source=bound,target=/b echo second", `ENV LATE is gone`},
 		"bound file":      {file("bound", "2"), "RUN --mount=type=bind,source=bound,target=/b echo second", `file bound: content changed (`},
 		"instruction":     {edit("echo first", "echo primo"), "RUN echo primo", `instruction RUN: "[\"/bin/sh\",\"-c\",\"echo first\"]" -> "[\"/bin/sh\",\"-c\",\"echo primo\"]"`},
-		"flag":            {edit("--chmod=600", "--chmod=640"), "COPY --chmod=640 stays early /early/", `instruction: "COPY --chmod=\"600\" \"/early/\"" -> "COPY --chmod=\"640\" \"/early/\""`},
+		"flag":            {edit("--chmod=700", "--chmod=750"), "COPY --chmod=750 stays early /early/", `instruction: "COPY --chmod=\"700\" \"/early/\"" -> "COPY --chmod=\"750\" \"/early/\""`},
 		"mount target":    {edit("target=/b", "target=/c"), "RUN --mount=type=bind,source=bound,target=/c echo second", `mount /c is new`},
 		"workdir":         {edit("RUN --mount", "WORKDIR /\nRUN --network=none --mount"), "RUN --network=none --mount=type=bind,source=bound,target=/b echo second", `network: "" -> "none"`},
 		"user":            {edit("RUN --mount", "USER 7\nRUN --mount"), "RUN --mount=type=bind,source=bound,target=/b echo second", `user: "" -> "7"`},
-		"file of a stage": {file("stays", "2"), "COPY --chmod=600 stays early /early/", `file stays: content changed (`},
+		"file of a stage": {file("stays", "2"), "COPY --chmod=700 stays early /early/", `file stays: content changed (`},
 		"base image": {func(w *world, text string) string { w.addImage("base", nil, "f=2"); return text },
-			"COPY --chmod=600 stays early /early/", `base image base:latest: "sha256:`},
+			"COPY --chmod=700 stays early /early/", `base image base:latest: "sha256:`},
 		"other base": {func(w *world, text string) string { w.addImage("other", nil, "f=9"); return text },
 			"COPY --from=build /early/stays /s", `base image other:latest: "sha256:`},
 		"lost layer": {func(w *world, text string) string {

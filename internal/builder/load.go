@@ -29,6 +29,11 @@ func (d deps) loadDefinition(o Options, bc *buildContext) (_ *dockerfile.File, e
 	case "-":
 	case "":
 		text, err = bc.readSmall(defaultDockerfile, dockerfile.MaxSize)
+		if notExist(err) { // Docker takes this one as well
+			if lower, e := bc.readSmall("dockerfile", dockerfile.MaxSize); !notExist(e) {
+				text, err = lower, e
+			}
+		}
 	default:
 		text, err = readPath(o.Dockerfile, dockerfile.MaxSize)
 	}

@@ -98,14 +98,14 @@ func (p *Printer) Event(e Event) {
 		p.order = append(p.order, l)
 	}
 	if e.Name != "" {
-		l.name = e.Name
+		l.name = visible(e.Name, 4096)
 	}
 	if e.Started != nil {
 		l.started = *e.Started
 	}
 	if e.Status != "" {
-		l.status = append(l.status, e.Status)
-		l.pending = append(l.pending, e.Status)
+		status := visible(e.Status, 4096)
+		l.status, l.pending = append(l.status, status), append(l.pending, status)
 	}
 	if e.Reason != "" {
 		l.reason = e.Reason

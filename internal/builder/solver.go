@@ -66,9 +66,10 @@ type result struct {
 }
 
 func newSolver(d deps, p *plan, bc *buildContext) *solver {
-	bc.sums = loadSums(d.cache.sumsFile(hashName(bc.dir, p.o.Dockerfile)))
-	return &solver{deps: d, plan: p, context: bc, results: map[*stage]*result{},
+	s := &solver{deps: d, plan: p, context: bc, results: map[*stage]*result{},
 		keys: map[string]*result{}, sealed: map[string]*tree{}}
+	bc.sums = loadSums(d.cache.sumsFile(s.buildID()))
+	return s
 }
 
 func (s *solver) close() {

@@ -58,13 +58,14 @@ func TestRunSeesConfigOfItsTime(t *testing.T) {
 	w := newWorld(t)
 	w.addImage("b", func(c *image.Config) { c.Config.User = "first"; c.Config.WorkingDir = "/base" }, "base/f=1")
 	w.runner = func(s Step, _ io.Writer) (int, error) { return 0, nil }
-	o := w.options("FROM b\nRUN one\nENV A=1\nUSER 5:6\nWORKDIR sub\nRUN --network=host two\nENV A=2\n")
+	me := fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()) // whom WORKDIR may give a directory
+	o := w.options("FROM b\nRUN one\nENV A=1\nUSER " + me + "\nWORKDIR sub\nRUN --network=host two\nENV A=2\n")
 	o.ExtraHosts, o.ShmSize, o.Network = []string{"h:1.2.3.4"}, 99, "none"
 	if _, err := w.build(o); err != nil {
 		t.Fatal(err)
 	}
 	one, two := w.runs[0], w.runs[1]
-	if one.User != "first" || one.Dir != "/base" || one.Network != "none" || two.User != "5:6" || two.Dir != "/base/sub" || two.Network != "host" ||
+	if one.User != "first" || one.Dir != "/base" || one.Network != "none" || two.User != me || two.Dir != "/base/sub" || two.Network != "host" ||
 		!slices.Contains(two.Env, "A=1") || two.ShmSize != 99 || two.ExtraHosts[0] != "h:1.2.3.4" {
 		t.Errorf("%+v\n%+v", one, two)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
 	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
@@ -86,9 +87,11 @@ var magics = [...]struct {
 		}
 		return z, z.Close, nil
 	}},
+	{"\xfd7zXZ\x00", func(r io.Reader) (io.Reader, func(), error) {
+		z, err := xz.NewReader(r)
+		return z, func() {}, err
+	}},
 }
-
-const xzMagic = "\xfd7zXZ\x00"
 
 // archive opens a tar, compressed or not; r is nil when f is none.
 func archive(f *os.File) (r *tar.Reader, done func(), err error) {
@@ -96,9 +99,6 @@ func archive(f *os.File) (r *tar.Reader, done func(), err error) {
 	head, err := b.Peek(512)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, nil, err
-	}
-	if bytes.HasPrefix(head, []byte(xzMagic)) {
-		return nil, nil, fault.Unsupportedf("%s is compressed with xz, which is not supported; recompress it with gzip or zstd, or COPY it and unpack it with RUN", f.Name())
 	}
 	for _, m := range magics {
 		if bytes.HasPrefix(head, []byte(m.magic)) {

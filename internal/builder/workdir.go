@@ -21,7 +21,8 @@ func (o *workdirOp) inputs(_ context.Context, _ *solver, in *inputs) error {
 }
 
 func (o *workdirOp) perform(ctx context.Context, s *solver, w *work) error {
-	fd, err := s.snaps.Mount(w.key, snapshot.MountOptions{})
+	// Volatile: ending the mount must not flush the file system; Sync does, once.
+	fd, err := s.snaps.Mount(w.key, snapshot.MountOptions{Volatile: true})
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,7 @@ type SpecOptions struct {
 	// Seccomp is the policy; nil leaves the choice to whoever starts the spec.
 	Seccomp *specs.LinuxSeccomp
 	// NetNS, PidNS, IpcNS are paths of the namespaces of another container
-	// ("container:ID"); ShmPath is its /dev/shm.
+	// ("container:ID"); ShmPath is a /dev/shm shared with others (IpcMode shareable, container:ID).
 	NetNS, PidNS, IpcNS, ShmPath string
 	// Devices tells what a host path of --device is: one device, or those below a directory.
 	Devices func(path string) ([]specs.LinuxDevice, error)

@@ -17,8 +17,8 @@ import (
 	"keg/internal/fault"
 )
 
-// defaultShm is the size of /dev/shm without --shm-size.
-const defaultShm = 64 << 20
+// DefaultShm is the size of /dev/shm without --shm-size.
+const DefaultShm = 64 << 20
 
 func mounts(r *Record, o SpecOptions, l *specs.Linux) ([]specs.Mount, error) {
 	user, err := userMounts(r, o, l)
@@ -65,7 +65,7 @@ func ipcMounts(h *container.HostConfig, o SpecOptions) []specs.Mount {
 	mq := specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}}
 	size := h.ShmSize
 	if size <= 0 {
-		size = defaultShm
+		size = DefaultShm
 	}
 	shm := specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
 		Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=" + strconv.FormatInt(size, 10)}}
@@ -77,7 +77,7 @@ func ipcMounts(h *container.HostConfig, o SpecOptions) []specs.Mount {
 		return []specs.Mount{mq}
 	case h.IpcMode.IsHost():
 		return []specs.Mount{bind("/dev/mqueue", "/dev/mqueue"), bind("/dev/shm", "/dev/shm")}
-	case h.IpcMode.IsContainer() && o.ShmPath != "":
+	case o.ShmPath != "":
 		return []specs.Mount{mq, bind("/dev/shm", o.ShmPath)}
 	}
 	return []specs.Mount{mq, shm}

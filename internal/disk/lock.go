@@ -80,21 +80,20 @@ func HoldDir(parent, pattern string) (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Between mkdir and flock a sweeper may take it for garbage: then anew.
 	f, err := os.Open(p)
+	if errors.Is(err, os.ErrNotExist) {
+		return HoldDir(parent, pattern)
+	}
 	if err != nil {
 		return nil, err
 	}
 	err = flock(f, unix.LOCK_SH|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) { // a sweeper has just taken it for garbage
-		f.Close()
-		return HoldDir(parent, pattern)
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
 		f.Close()
 		return nil, &os.PathError{Op: "flock", Path: p, Err: err}
 	}
-	// Between mkdir and flock a sweeper may have taken it for garbage.
-	if _, err := os.Stat(p); err != nil {
+	if _, serr := os.Stat(p); err != nil || serr != nil {
 		f.Close()
 		return HoldDir(parent, pattern)
 	}

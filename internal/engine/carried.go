@@ -3,6 +3,8 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"slices"
 
 	"github.com/opencontainers/go-digest"
@@ -56,10 +58,17 @@ func (e *Engine) materialise(ctx context.Context, img builtin.Image, use *use) (
 		if err := use.add(u.DiffID()); err != nil {
 			return image.Descriptor{}, err
 		}
-		if err := u.Place(ctx, slices.Clone(cfg.RootFS.DiffIDs)); err != nil {
+		stack := append(slices.Clone(cfg.RootFS.DiffIDs), u.DiffID())
+		if err := use.addStack(stack); err != nil {
 			return image.Descriptor{}, err
 		}
-		cfg.RootFS.DiffIDs = append(cfg.RootFS.DiffIDs, u.DiffID())
+		if err := u.Place(ctx, cfg.RootFS.DiffIDs); err != nil {
+			return image.Descriptor{}, err
+		}
+		cfg.RootFS.DiffIDs = stack
+		if err := e.keepTar(ctx, l, u); err != nil {
+			return image.Descriptor{}, err
+		}
 		cfg.History = append(cfg.History, image.History{Created: cfg.Created, CreatedBy: l.CreatedBy})
 		m.Layers = append(m.Layers, image.Descriptor{MediaType: image.MediaLayer, Digest: u.DiffID(), Size: u.Size()})
 	}
@@ -69,7 +78,28 @@ func (e *Engine) materialise(ctx context.Context, img builtin.Image, use *use) (
 func (e *Engine) unpackCarried(ctx context.Context, l builtin.Layer) (snapshot.Unpacked, error) {
 	tar := l.Tar()
 	defer tar.Close()
-	return e.snapshots.Unpack(ctx, tar, "")
+	return e.snapshots.UnpackRecorded(ctx, tar, "")
+}
+
+// keepTar keeps the tar of a layer that cannot be re-created from its tree.
+func (e *Engine) keepTar(ctx context.Context, l builtin.Layer, u snapshot.Unpacked) error {
+	if u.Recorded() || e.store.Has(u.DiffID()) {
+		return nil
+	}
+	ing, err := e.store.Ingest(ctx, u.DiffID().String())
+	if err != nil {
+		return err
+	}
+	tar := l.Tar()
+	defer tar.Close()
+	if err = ing.Truncate(0); err == nil {
+		_, err = io.Copy(ing, tar)
+	}
+	if err != nil {
+		return errors.Join(err, ing.Abort())
+	}
+	_, err = ing.Commit(ctx, u.Size(), u.DiffID())
+	return err
 }
 
 // putImage stores a config and the manifest that names it.

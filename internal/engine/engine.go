@@ -65,6 +65,7 @@ type monitors interface {
 	Spawn(ctx context.Context, id string, attach *monitor.Stdio) (live, error)
 	Dial(ctx context.Context, id string) (live, error)
 	Reap(ctx context.Context, id string) error
+	ReapAll(ctx context.Context) error
 }
 
 // live is a running container, as its monitor answers.
@@ -99,6 +100,8 @@ func (m ourMonitors) Dial(ctx context.Context, id string) (live, error) {
 }
 
 func (m ourMonitors) Reap(ctx context.Context, id string) error { return monitor.Reap(ctx, m.r, id) }
+
+func (m ourMonitors) ReapAll(ctx context.Context) error { return monitor.ReapAll(ctx, m.r) }
 
 // layoutVersion is the format of the directories below Root.
 const layoutVersion = 1

@@ -316,7 +316,7 @@ func addImage(t *testing.T, e *Engine, name string, cfg func(*image.Config), lay
 	m := image.Manifest{MediaType: image.MediaManifest}
 	m.SchemaVersion = 2
 	for i, l := range layers {
-		u, err := e.snapshots.Unpack(ctx, bytes.NewReader(l), "")
+		u, err := e.snapshots.UnpackRecorded(ctx, bytes.NewReader(l), "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -430,6 +430,8 @@ func (m *fakeMonitors) Reap(_ context.Context, id string) error {
 	st.Status, st.ExitCode, st.Error, st.Finished = "exited", 137, "monitor lost", time.Now()
 	return m.e.containers.PutState(id, st, true)
 }
+
+func (m *fakeMonitors) ReapAll(context.Context) error { return nil }
 
 // end is the end of the program.
 func (l *fakeLive) end(code int) {

@@ -11,7 +11,9 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"keg/internal/disk"
+	"keg/internal/fault"
 	"keg/internal/image"
+	"keg/internal/snapshot"
 	"keg/internal/store"
 )
 
@@ -19,10 +21,11 @@ import (
 // have no name yet: then only what is older than this goes.
 const busyGrace = time.Hour
 
-// use is the claim of a running act on digests: gc leaves them alone.
+// use is the claim of a running act on digests and stacks: gc leaves them alone.
 type use struct {
-	lease store.Lease
-	dir   *disk.Dir // of an act that makes layers; nil otherwise
+	lease  store.Lease
+	stacks snapshot.Lease // of an act that makes layers, as dir; nil otherwise
+	dir    *disk.Dir
 }
 
 // use leases what an act relies on.
@@ -49,13 +52,21 @@ func (e *Engine) busy(ctx context.Context, ds ...digest.Digest) (*use, error) {
 		return nil, errors.Join(err, dir.Remove())
 	}
 	u.dir = dir
+	if u.stacks, err = e.snapshots.Lease(ctx); err != nil {
+		u.end()
+		return nil, err
+	}
 	return u, nil
 }
 
-func (u *use) add(ds ...digest.Digest) error { return u.lease.Add(ds...) }
+func (u *use) add(ds ...digest.Digest) error        { return u.lease.Add(ds...) }
+func (u *use) addStack(stack []digest.Digest) error { return u.stacks.Add(stack) }
 
 func (u *use) end() {
 	_ = u.lease.Release()
+	if u.stacks != nil {
+		_ = u.stacks.Release()
+	}
 	if u.dir != nil {
 		_ = u.dir.Remove()
 	}
@@ -103,6 +114,26 @@ func (e *Engine) collect(ctx context.Context) (freed, error) {
 	blobs, n, err := e.store.Sweep(ctx, grace, e.blobsInUse)
 	f.blobs, f.bytes = blobs, f.bytes+n
 	return f, errors.Join(err, e.dropDerived())
+}
+
+// sweepOrphans removes writable layers whose container was never written down: its
+// creation was killed. A creation under way is younger than the grace.
+func (e *Engine) sweepOrphans() error {
+	keys, err := e.snapshots.Keys()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, key := range keys {
+		if _, err := e.containers.Get(key); len(key) != 64 || !fault.Is(err, fault.NotFound) {
+			continue
+		}
+		st, err := os.Stat(e.snapshots.Upper(key))
+		if err == nil && time.Since(st.ModTime()) > busyGrace {
+			errs = append(errs, e.snapshots.Remove(key))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // stacksInUse are the stacks of all images, containers and build steps.

@@ -2,12 +2,16 @@ package engine
 
 import (
 	"fmt"
+	"os"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/opencontainers/go-digest"
 
+	ctr "keg/internal/container"
 	"keg/internal/fault"
 	"keg/internal/image"
 )
@@ -268,6 +272,37 @@ func TestCollectSparesTheYoungWhileOthersWork(t *testing.T) {
 	use.end()
 	if f, err := e.collect(t.Context()); err != nil || len(f.blobs) != 1 || e.store.Has(d) {
 		t.Errorf("got %+v, %v", f, err)
+	}
+}
+
+func TestOrphanedWritableLayersGo(t *testing.T) {
+	e, _ := withImage(t)
+	id := createNamed(t, e, "web").ID
+	f, err := e.lookup(t.Context(), "web:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, young := ctr.NewID(), ctr.NewID()
+	for _, key := range []string{old, young} {
+		if err := e.snapshots.Prepare(t.Context(), key, f.Stack); err != nil {
+			t.Fatal(err)
+		}
+	}
+	long := time.Now().Add(-2 * busyGrace)
+	for _, key := range []string{old, id} {
+		if err := os.Chtimes(e.snapshots.Upper(key), long, long); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := e.sweepOrphans(); err != nil {
+		t.Fatal(err)
+	}
+	keys, err := e.snapshots.Keys()
+	slices.Sort(keys)
+	want := []string{id, young}
+	slices.Sort(want)
+	if err != nil || !slices.Equal(keys, want) {
+		t.Errorf("left %v, %v; want the container's and the young one", keys, err)
 	}
 }
 

@@ -29,7 +29,7 @@ func (e *Engine) Inspect(ctx context.Context, ref string, size bool) (container.
 		GraphDriver:     &storage.DriverData{Name: "overlay", Data: map[string]string{"UpperDir": e.snapshots.Upper(r.ID)}},
 	}
 	if r.Host.LogConfig.Type != "none" {
-		res.LogPath = filepath.Join(dir, "log")
+		res.LogPath = e.containers.LogPath(r.ID)
 	}
 	if r.Args == nil {
 		res.Args = []string{}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -45,6 +46,9 @@ func (e *Engine) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
 	}
 	p := pruning{e: e, o: o, until: until}
 	if o.Containers {
+		if err := errors.Join(e.monitors.ReapAll(ctx), e.sweepOrphans()); err != nil {
+			return p.done, err
+		}
 		if err := p.containers(ctx); err != nil {
 			return p.done, err
 		}

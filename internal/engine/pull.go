@@ -58,7 +58,7 @@ func (e *Engine) Pull(ctx context.Context, ref image.Reference, o PullOptions) (
 	}
 	defer use.end()
 	what := ref.Tag
-	if what == "" {
+	if ref.Digest != "" {
 		what = string(ref.Digest)
 	}
 	say(PullEvent{ID: what, Status: "Pulling from " + ref.Repository})
@@ -86,10 +86,9 @@ func (e *Engine) name(ref image.Reference, remote digest.Digest, desc image.Desc
 	if err := e.store.Tag(ref.WithDigest(remote), desc); err != nil {
 		return err
 	}
-	if ref.Tag == "" {
+	if ref.Digest != "" { // name:tag@digest asks for the digest and moves no tag
 		return nil
 	}
-	ref.Digest = ""
 	return e.store.Tag(ref, desc)
 }
 
@@ -117,7 +116,7 @@ func (e *Engine) fetch(ctx context.Context, use *use, ref image.Reference, targe
 	if have := configPlatform(cfg); p != nil && !image.Matches(*p, have) {
 		return desc, wrongPlatform(ref.Familiar(), *p, have)
 	}
-	if err := use.add(cfg.RootFS.DiffIDs...); err != nil {
+	if err := use.addStack(cfg.RootFS.DiffIDs); err != nil {
 		return desc, err
 	}
 	if err := e.fetchLayers(ctx, ref, m.Layers, cfg.RootFS.DiffIDs, say); err != nil {
@@ -243,6 +242,9 @@ func (e *Engine) fetchLayers(ctx context.Context, ref image.Reference, layers []
 		}
 		return nil
 	})
+	for i := range have {
+		g.Go(func() error { return e.keepBlob(ctx, ref, layers[i], stack[i], say) })
+	}
 	for i := have; i < len(layers); i++ {
 		g.Go(func() error {
 			u, err := e.fetchLayer(ctx, ref, layers[i], stack[i], say)
@@ -275,7 +277,6 @@ func (e *Engine) fetchLayer(ctx context.Context, ref image.Reference, d image.De
 	if e.store.Has(d.Digest) {
 		return e.unpackBlob(ctx, d, c, diffID, say)
 	}
-	say(PullEvent{ID: id, Status: "Waiting"})
 	ing, err := e.store.Ingest(ctx, d.Digest.String())
 	if err != nil {
 		return nil, err
@@ -284,28 +285,20 @@ func (e *Engine) fetchLayer(ctx context.Context, ref image.Reference, d image.De
 		ing.Abort()
 		return e.unpackBlob(ctx, d, c, diffID, say)
 	}
+	if ing.Offset() > 0 { // an earlier download was cut
+		if err := e.download(ctx, ref, d, ing, say); err != nil {
+			return nil, err
+		}
+		say(PullEvent{ID: id, Status: "Download complete"})
+		return e.unpackBlob(ctx, d, c, diffID, say)
+	}
 	body, err := e.openRest(ctx, ref, d, ing)
 	if err != nil {
 		ing.Close()
 		return nil, err
 	}
 	defer body.Close()
-	resumed := ing.Offset() > 0
-	in := &counted{r: body, left: d.Size - ing.Offset(), at: ing.Offset(), step: func(n int64) {
-		say(PullEvent{ID: id, Status: "Downloading", Current: n, Total: d.Size})
-	}}
-	if resumed {
-		if _, err := io.Copy(ing, in); err != nil {
-			ing.Close()
-			return nil, fmt.Errorf("download layer %s: %w", id, err)
-		}
-		if _, err := ing.Commit(ctx, d.Size, d.Digest); err != nil {
-			return nil, err
-		}
-		say(PullEvent{ID: id, Status: "Download complete"})
-		return e.unpackBlob(ctx, d, c, diffID, say)
-	}
-	u, err := e.unpackWhileDownloading(ctx, in, ing, c, diffID)
+	u, err := e.unpackWhileDownloading(ctx, e.counted(body, d, ing, say), ing, c, diffID)
 	if err != nil {
 		return nil, fmt.Errorf("download layer %s: %w", id, err)
 	}
@@ -315,6 +308,47 @@ func (e *Engine) fetchLayer(ctx context.Context, ref image.Reference, d image.De
 		return nil, err
 	}
 	return u, nil
+}
+
+// keepBlob downloads the blob of a layer whose tree is in place, when nothing else could
+// give the layer away again: another image brought the tree, in another compression.
+func (e *Engine) keepBlob(ctx context.Context, ref image.Reference, d image.Descriptor, diffID digest.Digest, say func(PullEvent)) error {
+	if e.store.Has(d.Digest) {
+		return nil
+	}
+	if _, _, err := e.snapshots.Find(diffID); !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	ing, err := e.store.Ingest(ctx, d.Digest.String())
+	if err != nil {
+		return err
+	}
+	if e.store.Has(d.Digest) {
+		return ing.Abort()
+	}
+	return e.download(ctx, ref, d, ing, say)
+}
+
+// download completes an ingest and makes it a blob.
+func (e *Engine) download(ctx context.Context, ref image.Reference, d image.Descriptor, ing store.Ingest, say func(PullEvent)) error {
+	body, err := e.openRest(ctx, ref, d, ing)
+	if err != nil {
+		ing.Close()
+		return err
+	}
+	defer body.Close()
+	if _, err := io.Copy(ing, e.counted(body, d, ing, say)); err != nil {
+		ing.Close()
+		return fmt.Errorf("download layer %s: %w", image.ShortID(string(d.Digest)), err)
+	}
+	_, err = ing.Commit(ctx, d.Size, d.Digest)
+	return err
+}
+
+func (e *Engine) counted(body io.Reader, d image.Descriptor, ing store.Ingest, say func(PullEvent)) io.Reader {
+	return &counted{r: body, left: d.Size - ing.Offset(), at: ing.Offset(), step: func(n int64) {
+		say(PullEvent{ID: image.ShortID(string(d.Digest)), Status: "Downloading", Current: n, Total: d.Size})
+	}}
 }
 
 // openRest opens what the ingest lacks; it starts anew when the registry cannot resume.

@@ -210,6 +210,7 @@ func (a *applier) rootEntry(h *tar.Header) error {
 	if err != nil {
 		return err
 	}
+	a.res.Root = true
 	return a.dirAttrs(a.dirs.root.fd, "", h, own)
 }
 

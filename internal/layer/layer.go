@@ -76,6 +76,7 @@ type Result struct {
 	Size     int64         // of the tar
 	Files    int64         // bytes of file contents, hard links once
 	Entries  int64
+	Root     bool // the tar lists the root directory itself
 	Leans    Leans
 	Recorded bool // the recipe given by Options.Recipe re-creates the tar
 }

@@ -71,6 +71,9 @@ func openDirAt(parent int, name string) (int, error) {
 
 func (r *remover) entries(fd, depth int) error {
 	names, err := readNames(fd)
+	if errors.Is(err, unix.ENOENT) {
+		return nil // somebody else removed the directory meanwhile
+	}
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	dcontainer "github.com/moby/moby/api/types/container"
@@ -21,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/container"
+	"keg/internal/disk"
 	"keg/internal/network"
 	"keg/internal/sandbox"
 	"keg/internal/snapshot"
@@ -113,6 +116,10 @@ func buildMain(r Roots) error {
 	if err != nil {
 		return err
 	}
+	sweepSteps(r)
+	if err := os.MkdirAll(filepath.Join(r.Root, "seccomp"), 0o700); err != nil {
+		return err
+	}
 	s := &steps{roots: r, networks: network.Open(r.Root, r.Run)}
 	if s.snapshots, err = snapshot.Open(r.Root); err != nil {
 		return err
@@ -184,6 +191,35 @@ func (s *steps) serve(ctx context.Context, l *link) {
 	l.sendJSON(frameExit, Exit{Code: code})
 }
 
+// stepPrefix begins the names of the directories of running steps: step-<id>-<random>. The holder's
+// lock on one tells that its step lives.
+const stepPrefix = "step-"
+
+// sweepSteps takes away what steps left whose process was killed.
+func sweepSteps(r Roots) {
+	ents, err := os.ReadDir(r.Run)
+	if err != nil {
+		return
+	}
+	for _, e := range ents {
+		id, ok := strings.CutPrefix(e.Name(), stepPrefix)
+		if id, _, _ = strings.Cut(id, "-"); !ok || len(id) != 64 {
+			continue
+		}
+		d, err := os.Open(filepath.Join(r.Run, e.Name()))
+		if err != nil {
+			continue
+		}
+		if unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			if err := sweepRemains(context.Background(), r, id); err != nil {
+				complain(err)
+			}
+			os.RemoveAll(d.Name())
+		}
+		d.Close()
+	}
+}
+
 // record is a step as a container, so that its confinement is that of run.
 func (s Step) record() *container.Record {
 	host := &dcontainer.HostConfig{NetworkMode: dcontainer.NetworkMode(s.Network), ExtraHosts: s.ExtraHosts, ShmSize: s.ShmSize,
@@ -208,11 +244,11 @@ func (s Step) record() *container.Record {
 func (s *steps) run(ctx context.Context, st Step, put func([]byte)) (code int, err error) {
 	m := &monitor{roots: s.roots, containers: container.Open(s.roots.Root), networks: s.networks, snapshots: s.snapshots, rec: st.record()}
 	m.id = m.rec.ID
-	dir, err := os.MkdirTemp(s.roots.Run, "step-")
+	dir, err := disk.HoldDir(s.roots.Run, stepPrefix+m.id+"-")
 	if err != nil {
 		return 0, err
 	}
-	defer os.RemoveAll(dir)
+	defer dir.Remove()
 	r := &run{id: m.id, root: -1, files: nil, done: make(chan struct{})}
 	defer func() {
 		r.freeFiles()
@@ -227,7 +263,7 @@ func (s *steps) run(ctx context.Context, st Step, put func([]byte)) (code int, e
 	if err = errors.Join(err, n.err); err != nil {
 		return 0, err
 	}
-	if err := writeNetFiles(dir, n, m.rec, &opts); err != nil {
+	if err := writeNetFiles(dir.Path, n, m.rec, &opts); err != nil {
 		return 0, err
 	}
 	if r.spec, err = container.Spec(m.rec, opts); err != nil {
@@ -237,7 +273,7 @@ func (s *steps) run(ctx context.Context, st Step, put func([]byte)) (code int, e
 }
 
 func (m *monitor) prepareStep(key string, r *run) (o container.SpecOptions, err error) {
-	if r.root, err = m.snapshots.Mount(key, snapshot.MountOptions{Volatile: true}); err != nil {
+	if r.root, err = m.snapshots.Mount(key, snapshot.MountOptions{}); err != nil {
 		r.root = -1
 		return o, err
 	}

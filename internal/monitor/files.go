@@ -146,37 +146,36 @@ func (m *monitor) joinOthers(r *run, o *container.SpecOptions) error {
 		}
 		*j.to = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
 		if j.ns == "ipc" {
-			if err := joinShm(r, st.Pid, o); err != nil {
-				return err
+			if !other.Host.IpcMode.IsShareable() {
+				return fault.Invalidf("cannot join IPC of a container %s: non-shareable IPC (hint: use IpcMode:shareable for the donor container)", j.ref)
 			}
+			o.ShmPath = m.roots.shm(other.ID)
 		}
 	}
+	if h.IpcMode.IsShareable() {
+		return m.shareShm(r, o)
+	}
 	return nil
 }
 
-func joinShm(r *run, pid int, o *container.SpecOptions) error {
-	root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
+// shareShm mounts /dev/shm where those who join can bind it: a mount of another namespace
+// cannot be bound.
+func (m *monitor) shareShm(r *run, o *container.SpecOptions) error {
+	dir := m.roots.shm(m.id)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	defer root.Close()
-	shm, err := openShm(root)
-	if err != nil {
-		return fmt.Errorf("join /dev/shm: %w", err)
+	size := m.rec.Host.ShmSize
+	if size <= 0 {
+		size = container.DefaultShm
 	}
-	r.files = append(r.files, shm)
-	o.ShmPath = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), shm.Fd())
+	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, fmt.Sprintf("mode=1777,size=%d", size))
+	if err != nil {
+		return fmt.Errorf("mount shared memory on %s: %w", dir, err)
+	}
+	r.volumes = append(r.volumes, func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	o.ShmPath = dir
 	return nil
-}
-
-// openShm walks without following links: the tree belongs to the other container.
-func openShm(root *os.File) (*os.File, error) {
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_IN_ROOT}
-	fd, err := unix.Openat2(int(root.Fd()), "dev/shm", &how)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), "dev/shm"), nil
 }
 
 // writeFiles writes hosts, resolv.conf and hostname into the container's own directory, from where

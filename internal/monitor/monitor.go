@@ -16,6 +16,7 @@ type Roots struct{ Root, Run string }
 // dir is what a container has in the run directory, gone at reboot. It exists while a
 // monitor owns the container: with a free lock it tells of one that died.
 func (r Roots) dir(id string) string    { return filepath.Join(r.Run, id) }
+func (r Roots) shm(id string) string    { return filepath.Join(r.Run, id, "shm") }
 func (r Roots) socket(id string) string { return filepath.Join(r.Run, id, "monitor.sock") }
 
 // Stdio is what a front end connects to a process. Nil members are not attached.

@@ -284,7 +284,9 @@ func (l *link) write() {
 	for {
 		l.mu.Lock()
 		b, ended, gone := l.out, l.ended, l.gone
-		l.out = spare[:0]
+		if len(b) > 0 {
+			l.out, spare = spare, nil // one is filled while the other is written
+		}
 		l.mu.Unlock()
 		if gone || len(b) == 0 && ended {
 			l.c.Close()

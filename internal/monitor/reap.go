@@ -12,6 +12,8 @@ import (
 
 	dcontainer "github.com/moby/moby/api/types/container"
 
+	"golang.org/x/sys/unix"
+
 	"keg/internal/container"
 	"keg/internal/fault"
 	"keg/internal/linux"
@@ -150,6 +152,8 @@ func sweepRemains(ctx context.Context, r Roots, id string) error {
 	}
 	if err := network.Open(r.Root, r.Run).Clean(id); err != nil {
 		return fmt.Errorf("clean up the network: %w", err)
+	}
+	for unix.Unmount(r.shm(id), unix.MNT_DETACH) == nil { // once for each start that died
 	}
 	return os.RemoveAll(r.dir(id))
 }

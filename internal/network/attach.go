@@ -79,7 +79,10 @@ func (s *Store) Attach(ctx context.Context, r Request) (_ *Attachment, err error
 	if err := a.link(); err != nil {
 		return nil, err
 	}
-	return a, a.files(conf)
+	if err := a.files(conf); err != nil {
+		return nil, err
+	}
+	return a, nil
 }
 
 // resolve finds the networks that are asked for.
@@ -150,6 +153,10 @@ func gateway(ends []*end) *end {
 // reserve takes addresses, ports and names. What is held by a container that has
 // exited is waited for.
 func (a *Attachment) reserve(ctx context.Context, making func() netnsResult) error {
+	if len(a.ends) == 0 {
+		a.Ports = network.PortMap{}
+		return a.await(making) // loopback only: nothing to hold, nothing to write down
+	}
 	return a.s.wait(ctx, func(last bool) (bool, error) {
 		err := a.tryReserve(ctx, making)
 		if errors.Is(err, errLeaving) && !last {
@@ -169,10 +176,8 @@ func (a *Attachment) tryReserve(ctx context.Context, making func() netnsResult) 
 	if err := s.evict(a.req.ID); err != nil {
 		return err
 	}
-	if len(a.ends) > 0 {
-		if err := a.bringUp(); err != nil {
-			return err
-		}
+	if err := a.bringUp(); err != nil {
+		return err
 	}
 	for _, e := range a.ends {
 		if err := s.pickLease(e.rec, e.lease, e.ask.IPAMConfig); err != nil {
@@ -426,22 +431,36 @@ func (a *Attachment) route(gw *end) error {
 // files fills what the caller sees.
 func (a *Attachment) files(conf resolvConf) error {
 	a.Endpoints = map[string]*network.EndpointSettings{}
-	var own []hostEntry
+	for _, e := range a.ends {
+		a.Endpoints[e.rec.Network.Name] = e.settings()
+		a.joinDNS(e)
+	}
+	if a.dns != nil {
+		a.dns.serve()
+	}
+	return a.write(conf)
+}
+
+// rewrite makes Hosts and Resolv anew after the endpoints changed.
+func (a *Attachment) rewrite() error {
+	conf, err := a.hostResolv()
+	if err != nil {
+		return err
+	}
+	return a.write(conf)
+}
+
+func (a *Attachment) write(conf resolvConf) error {
 	host := a.req.Hostname
 	if a.req.Domainname != "" {
 		host += "." + a.req.Domainname + " " + a.req.Hostname
 	}
+	var own []hostEntry
 	for _, e := range a.ends {
-		a.Endpoints[e.rec.Network.Name] = e.settings()
 		for _, ip := range e.lease.addrs() {
 			if host != "" {
 				own = append(own, hostEntry{ip, host})
 			}
-		}
-		if a.dns != nil && e.rec.userDefined() {
-			a.dns.join(a.s.dnsNetwork(e.rec), !e.rec.Network.Internal)
-		} else if a.dns != nil {
-			a.dns.join(dnsNetwork{name: e.rec.Network.Name, names: &nameFile{}}, true)
 		}
 	}
 	var gwAddr netip.Addr
@@ -454,13 +473,24 @@ func (a *Attachment) files(conf resolvConf) error {
 		return err
 	}
 	a.Hosts = hostsFile(a.ipv6(), extra, own)
-	if a.dns == nil {
+	if a.dns != nil {
+		a.Resolv = conf.internal().text()
+	} else {
 		a.Resolv = conf.direct(a.ipv6(), len(a.req.DNS) > 0).text()
-		return nil
 	}
-	a.dns.serve()
-	a.Resolv = conf.internal().text()
 	return nil
+}
+
+// joinDNS lets the resolver, if there is one, know a network; only one that leads out
+// lets questions out.
+func (a *Attachment) joinDNS(e *end) {
+	switch {
+	case a.dns == nil:
+	case e.rec.userDefined():
+		a.dns.join(a.s.dnsNetwork(e.rec), !e.rec.Network.Internal)
+	default:
+		a.dns.join(dnsNetwork{name: e.rec.Network.Name, names: &nameFile{}}, true)
+	}
 }
 
 func (s *Store) dnsNetwork(r *record) dnsNetwork {

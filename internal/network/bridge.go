@@ -184,7 +184,7 @@ func (s *Store) register(st *hostState, r *record) error {
 	if c, ok := r.config(true); ok && r.Network.EnableIPv6 {
 		n.V6 = c.Subnet
 	}
-	if n.Firewall, err = letThrough(st.Table, r.Link); err != nil {
+	if n.Firewall, n.Blocked, err = letThrough(st.Table, r.Link); err != nil {
 		return err
 	}
 	st.Up[r.Network.Name] = n
@@ -271,7 +271,7 @@ func (s *Store) Reload(ctx context.Context) error {
 		return err
 	}
 	for name, n := range st.Up {
-		if n.Firewall, err = letThrough(st.Table, n.Bridge); err != nil {
+		if n.Firewall, n.Blocked, err = letThrough(st.Table, n.Bridge); err != nil {
 			return err
 		}
 		st.Up[name] = n

@@ -1,12 +1,16 @@
 package network
 
 // Other firewalls on the host. An accept in our table cannot override a drop in
-// another chain of the same hook, so where Docker, ufw or an administrator drops what is
-// forwarded by default, keg adds two commented rules for each bridge to the chain meant
-// for that, and removes them when the bridge goes.
+// another chain of the same hook, so where Docker, ufw, firewalld or an administrator
+// drops what is forwarded by default, keg adds two commented rules for each bridge to
+// the chain meant for that, and removes them when the bridge goes. Rules of the older
+// xtables (iptables-legacy) are not looked at.
 
 import (
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -33,7 +37,8 @@ func (c foreignChain) String() string {
 func choosePass(chains []*nftables.Chain) (out []foreignChain) {
 	for _, c := range chains {
 		forwards := c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward && c.Type == nftables.ChainTypeFilter
-		drops := c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
+		drops := c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop ||
+			c.Table.Name == "firewalld" // its last rule rejects
 		if !forwards || !drops || strings.HasPrefix(c.Table.Name, "keg_") {
 			continue
 		}
@@ -48,21 +53,22 @@ func choosePass(chains []*nftables.Chain) (out []foreignChain) {
 	return out
 }
 
-// letThrough adds the rules for bridge where needed and says where, "" for nowhere.
-func letThrough(table, bridge string) (string, error) {
+// letThrough adds the rules for bridge where needed and says where, "" for nowhere,
+// and where the owner of the table does not let it (firewalld may own its own).
+func letThrough(table, bridge string) (passed, blocked string, err error) {
 	c, err := nftables.New(nftables.AsLasting())
 	if err != nil {
-		return "", fmt.Errorf("open nftables: %w", err)
+		return "", "", fmt.Errorf("open nftables: %w", err)
 	}
 	defer func() { go c.CloseLasting() }()
 	chains, err := c.ListChains()
 	if err != nil {
-		return "", nil // no nftables in this kernel is reported where our own table is made
+		return "", "", nil // no nftables in this kernel is reported where our own table is made
 	}
-	var where []string
+	var where, refused []string
 	for _, f := range choosePass(chains) {
 		if err := f.removeRules(c, passComment(table, bridge)); err != nil {
-			return "", err
+			return "", "", err
 		}
 		t := &nftables.Table{Name: f.table, Family: f.family}
 		for _, k := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
@@ -77,12 +83,16 @@ func letThrough(table, bridge string) (string, error) {
 					&expr.Verdict{Kind: expr.VerdictAccept},
 				}})
 		}
-		if err := c.Flush(); err != nil {
-			return "", fmt.Errorf("let bridge %s through chain %s, which drops forwarded packets: %w", bridge, f, err)
+		switch err := c.Flush(); {
+		case errors.Is(err, unix.EPERM):
+			refused = append(refused, f.String())
+		case err != nil:
+			return "", "", fmt.Errorf("let bridge %s through chain %s, which drops forwarded packets: %w", bridge, f, err)
+		default:
+			where = append(where, f.String())
 		}
-		where = append(where, f.String())
 	}
-	return strings.Join(where, ", "), nil
+	return strings.Join(where, ", "), strings.Join(refused, ", "), nil
 }
 
 func passComment(table, bridge string) string { return table + " " + bridge }
@@ -129,17 +139,22 @@ func (f foreignChain) removeRules(c *nftables.Conn, comment string) error {
 	return nil
 }
 
-// PassedThrough lists, for keg info, the chains of other firewalls that hold rules of
-// keg, by network.
-func (s *Store) PassedThrough() (map[string]string, error) {
+// Firewalls tells, a sentence each, where keg added rules to other firewalls' chains and
+// where it could not: for keg info.
+func (s *Store) Firewalls() ([]string, error) {
 	st, err := s.state()
 	if err != nil {
 		return nil, err
 	}
-	out := map[string]string{}
-	for name, n := range st.Up {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(st.Up)) {
+		n := st.Up[name]
 		if n.Firewall != "" {
-			out[name] = n.Firewall
+			out = append(out, fmt.Sprintf("network %s: two rules in %s let bridge %s through; they go with the bridge", name, n.Firewall, n.Bridge))
+		}
+		if n.Blocked != "" {
+			out = append(out, fmt.Sprintf("network %s: %s drops what bridge %s forwards and belongs to somebody else; allow it there (firewalld: firewall-cmd --zone=trusted --add-interface=%s)",
+				name, n.Blocked, n.Bridge, n.Bridge))
 		}
 	}
 	return out, nil

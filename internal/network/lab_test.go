@@ -63,21 +63,31 @@ func TestMain(m *testing.M) {
 // lab is an engine on an empty host. At the end it checks that nothing is left.
 func lab(t testing.TB) *Store {
 	t.Helper()
+	return labs(t, 1)[0]
+}
+
+func labs(t testing.TB, n int) (all []*Store) {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: makes network namespaces, bridges and nftables rules")
 	}
 	before := snapshot(t)
-	s := Open(t.TempDir(), t.TempDir())
-	s.linger = 20 * time.Millisecond
+	for range n {
+		s := Open(t.TempDir(), t.TempDir())
+		s.linger = 20 * time.Millisecond
+		all = append(all, s)
+	}
 	t.Cleanup(func() {
-		if err := s.Settle(context.Background()); err != nil {
-			t.Errorf("settle: %v", err)
+		for _, s := range all {
+			if err := s.Settle(context.Background()); err != nil {
+				t.Errorf("settle: %v", err)
+			}
 		}
 		if after := snapshot(t); after != before {
 			t.Errorf("left on the host:\n%s\nbefore:\n%s", after, before)
 		}
 	})
-	return s
+	return all
 }
 
 // snapshot is what a leak would show up in.
@@ -217,7 +227,7 @@ func try[T any](fd int, f func() (T, error)) (v T, err error) {
 
 // whoami serves, in the namespace, the client's address and a tag to whoever connects,
 // then echoes.
-func whoami(t testing.TB, fd int, port int, tag ...string) {
+func whoami(t testing.TB, fd int, port int, tag ...string) (stop func()) {
 	t.Helper()
 	l := in(t, fd, func() (net.Listener, error) { return net.Listen("tcp", fmt.Sprintf(":%d", port)) })
 	t.Cleanup(func() { l.Close() })
@@ -234,6 +244,7 @@ func whoami(t testing.TB, fd int, port int, tag ...string) {
 			}()
 		}
 	}()
+	return func() { l.Close() }
 }
 
 // ask connects from a namespace, sends text, half-closes, and returns client address and echo.
@@ -289,4 +300,9 @@ func run(name string, args ...string) error {
 		return fmt.Errorf("%s %v: %w: %s", name, args, err, out)
 	}
 	return nil
+}
+
+func outputOf(name string, args ...string) (string, error) {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	return string(out), err
 }

@@ -122,8 +122,8 @@ func (s *Store) address(r *record, c network.IPAMConfig, want netip.Addr, taken 
 	if !want.IsValid() {
 		a, ok := pickAddress(c, func(a netip.Addr) bool { return taken[a] })
 		if !ok {
-			return a, fault.Unavailablef("could not find an available IP address in network %s (%s): no available IPv4 addresses on this network's address pools: %s (%s)",
-				r.Network.Name, c.Subnet, r.Network.Name, r.Network.ID)
+			return a, fault.Unavailablef("could not find an available IP address in network %s (%s): no available %s addresses on this network's address pools: %s (%s)",
+				r.Network.Name, c.Subnet, family(c.Subnet.Addr()), r.Network.Name, r.Network.ID)
 		}
 		return a, nil
 	}

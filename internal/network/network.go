@@ -31,6 +31,8 @@ type Store struct {
 	// linger is how long a bridge stays after its last use, so that runs in a loop
 	// do not make it anew each time.
 	linger time.Duration
+	// grace is how long a namespace may outlive its container before it loses its links.
+	grace time.Duration
 	// patience bounds every wait for a resource whose owner has exited.
 	patience time.Duration
 }
@@ -41,6 +43,7 @@ func Open(root, run string) *Store {
 		root:     filepath.Join(root, "networks"),
 		run:      filepath.Join(run, "network"),
 		linger:   time.Second,
+		grace:    500 * time.Millisecond,
 		patience: 5 * time.Second,
 	}
 }

@@ -271,3 +271,55 @@ func TestFailedAttachLeavesNothing(t *testing.T) {
 		t.Errorf("address %v", a.ip("bridge"))
 	}
 }
+
+// A client keeps its source port; connection tracking must not keep its former server.
+func TestOldFlowsAreForgotten(t *testing.T) {
+	s := lab(t)
+	out, us, them := newHost(t, 1)
+	c := in(t, out, func() (net.Conn, error) { return net.Dial("udp", us.String()+":18900") })
+	defer c.Close()
+	talk := func() string {
+		var got string
+		for range 3 { // an ICMP error of the question before may come first
+			c.SetDeadline(time.Now().Add(300 * time.Millisecond))
+			c.Write([]byte("q"))
+			b := make([]byte, 100)
+			if n, err := c.Read(b); err == nil {
+				got = string(b[:n])
+				break
+			}
+		}
+		return got
+	}
+	if got := talk(); got != "" {
+		t.Fatalf("nobody listens, yet %q", got)
+	}
+	r := publish(request("a", "bridge"), "53/udp", hostPort("18900"))
+	a, err := s.Attach(context.Background(), r)
+	must(t, err)
+	l := in(t, a.NetNS, func() (*net.UDPConn, error) { return net.ListenUDP("udp", &net.UDPAddr{Port: 53}) })
+	go func() {
+		b := make([]byte, 100)
+		for {
+			n, from, err := l.ReadFromUDP(b)
+			if err != nil {
+				return
+			}
+			l.WriteToUDP([]byte("a "+string(b[:n])), from)
+		}
+	}()
+	if got := talk(); got != "a q" {
+		t.Errorf("asked before it was published: %q", got)
+	}
+	l.Close()
+	must(t, a.Release())
+	attach(t, s, request("placeholder", "bridge")) // takes a's address
+	b := attach(t, s, publish(request("b", "bridge"), "53/udp", hostPort("18900")))
+	if b.ip("bridge") == a.ip("bridge") {
+		t.Fatal("not the case to test: same address")
+	}
+	udpWhoami(t, b.NetNS, 53)
+	if got := talk(); got != them.String()+" q" {
+		t.Errorf("after the server changed: %q", got)
+	}
+}

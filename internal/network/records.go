@@ -46,6 +46,7 @@ type record struct {
 	Network network.Network
 	Link    string
 	Auto4   bool
+	MTU     int `json:",omitempty"` // where the options name none: that of the way out
 }
 
 func (r *record) predefined() bool { return predefined(r.Network.Name) }
@@ -72,8 +73,10 @@ func (r *record) option(key string, def bool) bool {
 }
 
 func (r *record) mtu() int {
-	n, _ := strconv.Atoi(r.Network.Options[optMTU])
-	return n
+	if n, err := strconv.Atoi(r.Network.Options[optMTU]); err == nil {
+		return n
+	}
+	return r.MTU
 }
 
 // Create picks a free subnet when none is asked for. fault.Conflict: "network with name x already exists".
@@ -132,7 +135,7 @@ func newRecord(o CreateOptions) (*record, error) {
 	if err := validateOptions(o.Options); err != nil {
 		return nil, err
 	}
-	r := &record{Version: recordVersion, Network: network.Network{
+	r := &record{Version: recordVersion, MTU: uplinkMTU(), Network: network.Network{
 		Name: o.Name, ID: newID(), Created: time.Now(), Scope: "local", Driver: o.Driver,
 		EnableIPv4: true, EnableIPv6: o.IPv6, Internal: o.Internal, Attachable: o.Attachable,
 		IPAM:    network.IPAM{Driver: "default", Options: o.IPAM.Options},

@@ -41,7 +41,7 @@ type message struct {
 	body []byte
 }
 
-const create = unix.NLM_F_CREATE | unix.NLM_F_EXCL
+const createNew = unix.NLM_F_CREATE | unix.NLM_F_EXCL
 
 func (m message) encode(seq uint32) []byte {
 	b := make([]byte, unix.SizeofNlMsghdr, unix.SizeofNlMsghdr+len(m.body))
@@ -194,7 +194,7 @@ func (v vethPair) message() message {
 		attr(unix.IFLA_ADDRESS, v.mac), mtu,
 		attr(unix.IFLA_NET_NS_FD, u32(uint32(v.netns))))
 	const vethInfoPeer = 1 // linux/veth.h
-	return message{"make veth " + v.host, unix.RTM_NEWLINK, create, join(
+	return message{"make veth " + v.host, unix.RTM_NEWLINK, createNew, join(
 		ifinfo(0, unix.IFF_UP),
 		attr(unix.IFLA_IFNAME, cstring(v.host)), mtu,
 		attr(unix.IFLA_MASTER, u32(v.bridge)),
@@ -238,7 +238,7 @@ func addAddr(index uint32, p netip.Prefix) message {
 	if fam == unix.AF_INET {
 		body = join(body, attr(unix.IFA_BROADCAST, lastAddr(p).AsSlice()))
 	}
-	return message{"add address " + p.String(), unix.RTM_NEWADDR, create, body}
+	return message{"add address " + p.String(), unix.RTM_NEWADDR, createNew, body}
 }
 
 func defaultRoute(index uint32, via netip.Addr) message {
@@ -247,7 +247,7 @@ func defaultRoute(index uint32, via netip.Addr) message {
 		fam = unix.AF_INET6
 	}
 	rt := []byte{fam, 0, 0, 0, unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST, 0, 0, 0, 0}
-	return message{"add default route via " + via.String(), unix.RTM_NEWROUTE, create,
+	return message{"set default route via " + via.String(), unix.RTM_NEWROUTE, unix.NLM_F_CREATE | unix.NLM_F_REPLACE,
 		join(rt, attr(unix.RTA_GATEWAY, via.AsSlice()), attr(unix.RTA_OIF, u32(index)))}
 }
 

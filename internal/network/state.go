@@ -29,6 +29,7 @@ type upNetwork struct {
 	NoICC      bool   `json:",omitempty"`
 	Masquerade bool   `json:",omitempty"`
 	Firewall   string `json:",omitempty"` // where rules were added to let us pass, "ip filter FORWARD"
+	Blocked    string `json:",omitempty"` // where that was refused
 }
 
 // forwarding says which sysctls were 0 before keg set them to 1.

@@ -412,7 +412,7 @@ func TestPushOfWrongBytes(t *testing.T) {
 	if err := c.PushBlob(t.Context(), ref, d, opener([]byte("short")), nil); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "5 bytes, not 8") {
 		t.Error(err)
 	}
-	if err := c.PushBlob(t.Context(), ref, d, opener([]byte("promised and more")), nil); err == nil {
+	if err := c.PushBlob(t.Context(), ref, d, opener([]byte("more than promised")), nil); err == nil {
 		t.Error("more bytes than promised went through")
 	}
 	if len(m.blobs) != 0 {

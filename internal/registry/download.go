@@ -37,7 +37,7 @@ func (c *Client) Blob(ctx context.Context, ref image.Reference, d image.Descript
 	var b *blobReader
 	err = c.try(ref, true, func(p place) error {
 		b = &blobReader{ctx: ctx, place: p, desc: d, off: offset}
-		return b.open()
+		return b.reopen()
 	})
 	if err != nil {
 		return nil, 0, blobError(ref, d, err)
@@ -143,22 +143,19 @@ func (b *blobReader) pause(cause error) error {
 	b.since = b.off
 	b.failures++
 	pt := b.place.c.patient
-	limit := pt.attempts
-	if errors.Is(cause, errStalled) {
-		limit = min(limit, 3) // each has cost the stall time already
-	}
-	if b.failures >= limit {
+	if b.failures >= pt.limit(cause) {
 		return fault.Unavailablef("blob %s: registry %s: connection lost at byte %d of %d, %d times in a row: %w; what arrived is kept, try again",
 			b.desc.Digest, b.place.name(), b.off, b.desc.Size, b.failures, cause)
 	}
 	return sleep(b.ctx, jitter(pt.backoff<<(b.failures-1)))
 }
 
+// reopen asks again, also when the answer was not to the question. Patience with the
+// way there is do's.
 func (b *blobReader) reopen() error {
 	for {
 		err := b.open()
-		var cut *transportError
-		if err == nil || !errors.As(err, &cut) && !errors.Is(err, errWrongRange) {
+		if !errors.Is(err, errWrongRange) {
 			return err
 		}
 		if err := b.pause(err); err != nil {

@@ -26,7 +26,7 @@ type endpoint struct {
 	host     string // as in references: "docker.io", "localhost:5000"
 	insecure bool   // plain HTTP or an unknown certificate will do
 
-	connect func() (*http.Transport, error) // once
+	connect func() (http.RoundTripper, error) // once
 
 	mu     sync.Mutex // held while the scheme is found out
 	scheme string     // "" until known
@@ -40,7 +40,7 @@ const hubHost = "registry-1.docker.io"
 func newEndpoint(c *Client, host string, insecure bool) *endpoint {
 	ep := &endpoint{c: c, host: host}
 	ep.insecure = insecure || isLoopback(hostname(host)) || slices.Contains(c.cfg.Insecure, host)
-	ep.connect = sync.OnceValues(func() (*http.Transport, error) { return newTransport(c, host, ep.insecure) })
+	ep.connect = sync.OnceValues(func() (http.RoundTripper, error) { return newTransport(c, host, ep.insecure) })
 	return ep
 }
 
@@ -66,7 +66,7 @@ func isLoopback(host string) bool {
 	return err == nil && ip.IsLoopback()
 }
 
-func newTransport(c *Client, host string, insecure bool) (*http.Transport, error) {
+func newTransport(c *Client, host string, insecure bool) (http.RoundTripper, error) {
 	cfg, err := tlsConfig(c.cfg.SystemDir, host)
 	if err != nil {
 		return nil, err
@@ -128,9 +128,9 @@ func (ep *endpoint) probe(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeout(ctx, ep.c.patient.stall)
-	defer cancel()
 	for _, scheme := range []string{"https", "http"} {
+		ctx, cancel := context.WithTimeout(ctx, ep.c.patient.stall)
+		defer cancel()
 		req, reqErr := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+ep.dialHost()+"/v2/", nil)
 		if reqErr != nil {
 			return "", reqErr
@@ -148,7 +148,7 @@ func (ep *endpoint) probe(ctx context.Context) (string, error) {
 			break
 		}
 	}
-	return "", ep.unreachable(err)
+	return "", &transportError{ep.unreachable(err)}
 }
 
 // sameOrigin reports whether a URL may be sent what belongs to base.

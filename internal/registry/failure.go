@@ -5,6 +5,7 @@ package registry
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -105,6 +106,7 @@ func (ep *endpoint) unreachable(err error) error {
 	hint := ""
 	var dns *net.DNSError
 	var unknown x509.UnknownAuthorityError
+	var noTLS tls.RecordHeaderError
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		hint = "; is it running?"
@@ -112,7 +114,7 @@ func (ep *endpoint) unreachable(err error) error {
 		hint = "; is the name right?"
 	case errors.As(err, &unknown):
 		hint = fmt.Sprintf("; put its authority in /etc/docker/certs.d/%s/ca.crt", ep.name())
-	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
+	case errors.As(err, &noTLS), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
 		hint = "; it speaks plain HTTP: allow that with insecure = true in /etc/containers/registries.conf"
 	}
 	return fault.Unavailablef("cannot reach registry %s: %w%s", ep.name(), err, hint)

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"sort"
 	"strings"
@@ -341,4 +342,23 @@ func readBlob(t *testing.T, c *Client, ref image.Reference, d image.Descriptor, 
 	defer r.Close()
 	b, err := io.ReadAll(r)
 	return b, got, err
+}
+
+type roundTrip func(*http.Request) *http.Response
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r), nil }
+
+// fakeEndpoint is one without a network, for tests of time.
+func fakeEndpoint(t *testing.T, answer roundTrip) *endpoint {
+	c := NewClient(Config{SystemDir: t.TempDir()})
+	ep := c.endpoint("r.example", false)
+	ep.connect = func() (http.RoundTripper, error) { return answer, nil }
+	return ep
+}
+
+func writeFile(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }

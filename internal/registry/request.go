@@ -48,7 +48,7 @@ func (ep *endpoint) do(ctx context.Context, c call) (*http.Response, error) {
 			r := newRefusal(ep, resp)
 			err, pause = r, r.wait
 		}
-		if c.once || attempt >= ep.c.patient.attempts || !worthRetry(ctx, err) || pause > ep.c.patient.longest {
+		if c.once || attempt >= ep.c.patient.limit(err) || !worthRetry(ctx, err) || pause > ep.c.patient.longest {
 			return nil, err
 		}
 		if err := sleep(ctx, max(pause, jitter(wait))); err != nil {
@@ -56,6 +56,14 @@ func (ep *endpoint) do(ctx context.Context, c call) (*http.Response, error) {
 		}
 		wait *= 2
 	}
+}
+
+// limit is how often to try after err: what stalled has cost the stall time already.
+func (p patience) limit(err error) int {
+	if errors.Is(err, errStalled) {
+		return min(p.attempts, 3)
+	}
+	return p.attempts
 }
 
 // jitter keeps many clients from coming back at the same moment.
@@ -246,7 +254,7 @@ func (c *cancelled) Close() error {
 
 // transportFor is the endpoint's own transport for its own host; another host is not covered by
 // this one's certificates, nor by its being insecure.
-func (ep *endpoint) transportFor(u *url.URL) (*http.Transport, error) {
+func (ep *endpoint) transportFor(u *url.URL) (http.RoundTripper, error) {
 	if u.Host == ep.dialHost() {
 		return ep.connect()
 	}

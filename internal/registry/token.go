@@ -180,7 +180,7 @@ func (ep *endpoint) requestToken(ctx context.Context, c call, realm *url.URL, au
 		if err == nil {
 			err = newRefusal(ep, resp)
 		}
-		if attempt >= ep.c.patient.attempts || !worthRetry(ctx, err) {
+		if attempt >= ep.c.patient.limit(err) || !worthRetry(ctx, err) {
 			return token{}, "", err
 		}
 		if err := sleep(ctx, jitter(wait)); err != nil {
@@ -230,8 +230,11 @@ func (a *authState) realm(ctx context.Context, ep *endpoint) (*url.URL, error) {
 		return nil, err
 	}
 	realm, err := url.Parse(a.challenge.params["realm"])
-	if err != nil || realm.Host == "" || realm.User != nil {
-		return nil, fault.Deniedf("registry %s names no token service that makes sense: %q", ep.name(), printable(a.challenge.params["realm"]))
+	if err != nil {
+		return nil, fault.Deniedf("registry %s names no token service", ep.name())
+	}
+	if realm.Host == "" || realm.User != nil {
+		return nil, fault.Deniedf("registry %s names no token service that makes sense: %q", ep.name(), printable(realm.Redacted()))
 	}
 	near := root.Scheme == "http" && (realm.Hostname() == root.Hostname() || isLoopback(realm.Hostname()))
 	if realm.Scheme != "https" && !(realm.Scheme == "http" && near) {

@@ -78,7 +78,7 @@ func notRunning(err error) error {
 
 func (s *start) decideExec() error {
 	spec, o, l := s.box.spec, s.box.o, &s.layout
-	p, warnings, err := newProcess(spec.Process, o)
+	p, warnings, err := newProcess(spec.Process, o, s.box.inUserNS())
 	if err != nil {
 		return err
 	}
@@ -94,7 +94,6 @@ func (s *start) decideExec() error {
 	if o.NetNS >= 0 {
 		l.ns.own[unix.CLONE_NEWNET] = true
 	}
-	l.inUserNS = l.ns.own[unix.CLONE_NEWUSER]
 	l.makeCwd = false
 	l.hold = o.Hold
 	l.closeFirst = len(o.Private)

@@ -297,7 +297,7 @@ func newMount(fstype, source string, flags, data []string, attrs uint64) (int, e
 		return -1, fmt.Errorf("open file system %s: %w", fstype, err)
 	}
 	defer unix.Close(ctx)
-	if source != "" && source != fstype && !hasKey(data, "source") {
+	if source != "" && !hasKey(data, "source") {
 		data = append([]string{"source=" + source}, data...)
 	}
 	for _, f := range flags {

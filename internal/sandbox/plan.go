@@ -149,6 +149,7 @@ func (p *program) newMount(object, fstype string, o mountOptions) arg {
 	for _, f := range o.flags {
 		p.add("set option "+f+" of", object, unix.SYS_FSCONFIG, ctx, num(unix.FSCONFIG_SET_FLAG), text(f), num(0), num(0))
 	}
+	p.add("set source of", object, unix.SYS_FSCONFIG, ctx, num(unix.FSCONFIG_SET_STRING), text("source"), text(fstype), num(0))
 	for _, d := range o.data {
 		k, v, has := cut(d)
 		if has {

@@ -159,7 +159,7 @@ func (p *program) finish(c *process, hold bool) {
 // the filter is loaded, unless no_new_privs makes it unnecessary.
 func (p *program) credentials(c *process) {
 	for n := 0; n <= c.lastCap; n++ {
-		if !c.caps.bounding.has(n) && c.own.has(n) {
+		if !c.caps.bounding.has(n) {
 			p.add("drop capability", fmt.Sprint(n), unix.SYS_PRCTL, num(unix.PR_CAPBSET_DROP), num(n)).ignore(unix.EINVAL, 0)
 		}
 	}
@@ -255,14 +255,17 @@ func lookupEnv(env []string, key string) (value string) {
 	return value
 }
 
-// execError is the error of a failed execve in the words of Docker and runc.
-func execError(c *process, s *step, e syscall.Errno) error {
+// execError is the error of a failed execve in the words of Docker and runc. exists tells that the
+// file itself is there.
+func execError(c *process, s *step, e syscall.Errno, exists bool) error {
 	name := c.args[0]
 	code := 126
 	var msg string
 	switch {
 	case s.nr == opFail:
 		return &ExecError{127, fmt.Errorf("exec: %q: executable file not found in $PATH", name)}
+	case e == unix.ENOENT && exists:
+		code, msg = 127, fmt.Sprintf("exec %s: %s (the file is there; the interpreter or loader that it names is not)", s.object, e.Error())
 	case e == unix.ENOENT || e == unix.ENOTDIR:
 		code, msg = 127, fmt.Sprintf("exec: %q: stat %s: %s", name, name, e.Error())
 	case e == unix.EACCES || e == unix.EPERM:
@@ -289,7 +292,7 @@ func (l limit) bytes() []byte {
 }
 
 // newProcess takes the last stage's facts from a spec.
-func newProcess(p *specs.Process, o *Options) (*process, []string, error) {
+func newProcess(p *specs.Process, o *Options, userNS bool) (*process, []string, error) {
 	if p == nil || len(p.Args) == 0 {
 		return nil, nil, errNoCommand
 	}
@@ -307,6 +310,10 @@ func newProcess(p *specs.Process, o *Options) (*process, []string, error) {
 	c.groups = append([]uint32{}, p.User.AdditionalGids...)
 	var warnings []string
 	caps, unknown := parseCaps(p.Capabilities)
+	if userNS {
+		c.own = ^capSet(0) // whoever makes a user namespace has everything in it
+	}
+	c.inUserNS = userNS
 	for _, u := range unknown {
 		warnings = append(warnings, "unknown capability "+u+" is ignored")
 	}
@@ -314,7 +321,7 @@ func newProcess(p *specs.Process, o *Options) (*process, []string, error) {
 	if lost := caps.bounding &^ c.own; lost != 0 {
 		warnings = append(warnings, "capabilities that the engine itself lacks are left out: "+strings.Join(capNames(lost), " "))
 	}
-	limits, w, err := parseLimits(p.Rlimits, getLimit, c.own.has(unix.CAP_SYS_RESOURCE))
+	limits, w, err := parseLimits(p.Rlimits, getLimit, !userNS && c.own.has(unix.CAP_SYS_RESOURCE))
 	c.limits = limits
 	return c, append(warnings, w...), err
 }

@@ -1,9 +1,7 @@
 package sandbox
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -15,6 +13,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"keg/internal/sandbox/cgroup"
 )
 
 // The tests run in mount and network namespaces of their own; the test binary is also the
@@ -67,7 +67,7 @@ func busyRoot(t testing.TB) string {
 	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), box, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range []string{"sh", "true", "false", "cat", "sleep", "id", "ls", "echo", "tty", "kill", "mknod", "stat", "hostname", "mount", "dd", "ulimit", "head", "test", "touch", "readlink", "ps", "stty"} {
+	for _, n := range []string{"sh", "true", "false", "cat", "sleep", "id", "ls", "echo", "tty", "kill", "mknod", "stat", "hostname", "mount", "dd", "ulimit", "head", "test", "touch", "readlink", "ps", "stty", "grep", "seq", "wc", "sort", "df", "umount", "chmod", "su", "unshare"} {
 		os.Symlink("busybox", filepath.Join(root, "bin", n))
 	}
 	self, _ := os.ReadFile("/proc/self/exe")
@@ -226,5 +226,13 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
-var _ = bytes.NewReader
-var _ = json.Marshal
+func removeGroup(t testing.TB, name string) {
+	t.Helper()
+	g, err := cgroup.Open(name)
+	if err == nil {
+		err = g.Remove(context.Background())
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"syscall"
@@ -36,7 +37,7 @@ func (l *layout) warn(w ...string) { l.warnings = append(l.warnings, w...) }
 // decide settles all that needs no descriptor.
 func (s *start) decide() error {
 	spec, o, l := s.box.spec, s.box.o, &s.layout
-	p, warnings, err := newProcess(spec.Process, o)
+	p, warnings, err := newProcess(spec.Process, o, s.box.inUserNS())
 	if err != nil {
 		return err
 	}
@@ -51,7 +52,6 @@ func (s *start) decide() error {
 	if err := l.process.confine(spec, o); err != nil {
 		return err
 	}
-	l.inUserNS = l.ns.own[unix.CLONE_NEWUSER]
 	l.hold = o.Hold
 	l.closeFirst = len(o.Private)
 	if l.ns.own[unix.CLONE_NEWUTS] {
@@ -121,6 +121,7 @@ func (s *start) run(ctx context.Context) (*Process, error) {
 	}
 	l.warn(b.warnings...)
 	t := &talk{o: b.o, c: &l.process, program: planStart(l), console: b.console}
+	t.exists = b.exists
 	if l.ns.clone&unix.CLONE_NEWUSER != 0 {
 		t.mapped = func(pid int) error { return mapIDs(pid, b.spec.Linux) }
 	}
@@ -136,6 +137,16 @@ func (s *start) run(ctx context.Context) (*Process, error) {
 	}
 	p.Cgroup = b.group
 	return p, nil
+}
+
+// exists tells whether a file is in the container, for a better error.
+func (b *box) exists(file string) bool {
+	at, err := b.tree.walk(file, nothing)
+	if err != nil || at.file == nil {
+		return false
+	}
+	at.file.Close()
+	return true
 }
 
 // joinCgroup opens what the child needs to enter its cgroup, itself: moving another process
@@ -226,6 +237,7 @@ type talk struct {
 	mapped   func(pid int) error
 	oomScore *int
 	second   bool // the process is a second child
+	exists   func(file string) bool
 	sock     *os.File
 	p        *Process
 }
@@ -321,7 +333,11 @@ func (t *talk) goAhead() error {
 func (t *talk) read() (*report, error) {
 	var b [16]byte
 	n, err := t.sock.Read(b[:])
-	if n == 0 {
+	if errors.Is(err, unix.ECONNRESET) {
+		// The child ended with our go-ahead unread; its report is still to be had.
+		n, err = t.sock.Read(b[:])
+	}
+	if errors.Is(err, io.EOF) {
 		return nil, nil
 	}
 	if err != nil || n != len(b) {
@@ -337,7 +353,7 @@ func (t *talk) failure(r *report) error {
 	i, e := int(r.step), syscall.Errno(r.value)
 	if i >= 0 && i < len(t.program.steps) {
 		if s := &t.program.steps[i]; s.nr == unix.SYS_EXECVE || s.nr == opFail {
-			return execError(t.c, s, e)
+			return execError(t.c, s, e, e == unix.ENOENT && t.exists != nil && t.exists(s.object))
 		}
 	}
 	return t.program.explain(i, e)
@@ -353,7 +369,7 @@ func (t *talk) adopt() error {
 		return t.failure(r)
 	}
 	first := t.p
-	fd, err := unix.PidfdOpen(int(r.value), 0)
+	fd, err := unix.PidfdOpen(int(r.value), unix.PIDFD_NONBLOCK)
 	if err != nil {
 		return fmt.Errorf("open pidfd: %w", err)
 	}
