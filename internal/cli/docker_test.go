@@ -309,12 +309,18 @@ func TestTablesAreDockers(t *testing.T) {
 		x.ID, x.Name, x.Driver, x.Scope = strings.Repeat(fmt.Sprintf("%02x", len(n)), 32), n, "bridge", "local"
 		f.networks = append(f.networks, x)
 	}
-	d.mu.Lock()
-	d.answer["/containers/json"], d.answer["/images/json"] = f.containers, f.images
-	d.answer["/images/nginx/history"] = f.history
-	d.answer["/volumes"] = map[string]any{"Volumes": f.volumes}
-	d.answer["/networks"] = f.networks
-	d.mu.Unlock()
+	for path, v := range map[string]any{
+		"/containers/json": f.containers, "/images/json": f.images, "/images/nginx/history": f.history,
+		"/volumes": map[string]any{"Volumes": f.volumes}, "/networks": f.networks,
+	} {
+		b, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.mu.Lock()
+		d.answer[path] = json.RawMessage(b)
+		d.mu.Unlock()
+	}
 	for _, args := range [][]string{
 		{"ps"}, {"ps", "-a", "--no-trunc"}, {"ps", "-q"}, {"ps", "-s"}, {"ps", "--format", "raw"}, {"ps", "-s", "--format", "raw"}, {"ps", "-q", "--format", "raw"},
 		{"ps", "--format", "{{.Names}}: {{.Ports}} {{.Label \"a\"}} {{.Mounts}} {{.LocalVolumes}} {{.Networks}} {{.State}}"},
