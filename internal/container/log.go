@@ -112,7 +112,7 @@ const (
 	Stderr = 1
 )
 
-// OpenLog opens the log of r for appending. A half-written record that a kill left at its end is
+// OpenLog opens the log of r for appending; the file is made with the first output. A half-written record that a kill left at its end is
 // cut off. The directory must exist.
 func (s *Store) OpenLog(r *Record) (*LogWriter, error) {
 	l, err := parseLogConfig(r.Host.LogConfig)
@@ -121,6 +121,10 @@ func (s *Store) OpenLog(r *Record) (*LogWriter, error) {
 	}
 	w := &LogWriter{path: s.LogPath(r.ID), limits: l}
 	if l.none {
+		return w, nil
+	}
+	// A container that prints nothing has no file.
+	if _, err := os.Lstat(w.path); errors.Is(err, fs.ErrNotExist) {
 		return w, nil
 	}
 	return w, w.open()
@@ -166,7 +170,7 @@ func cutTorn(f *os.File, size int64) (int64, error) {
 // Append takes bytes as they were read from a stream at time t: whole lines are written
 // at once, in one write; the unfinished one is kept until it ends, or is 16 KiB long.
 func (w *LogWriter) Append(stream int, t time.Time, b []byte) error {
-	if w.f == nil {
+	if w.limits.none {
 		return nil
 	}
 	stamp := appendTail(make([]byte, 0, 80), stream, t)
@@ -241,6 +245,11 @@ func (w *LogWriter) write(b []byte) error {
 	if len(b) == 0 {
 		return nil
 	}
+	if w.f == nil {
+		if err := w.open(); err != nil {
+			return err
+		}
+	}
 	n, err := w.f.Write(b)
 	if err != nil && n > 0 && w.f.Truncate(w.size) == nil {
 		n = 0 // a full disk leaves no torn record
@@ -286,7 +295,7 @@ func numbered(path string, i int) string {
 func (w *LogWriter) End(stream int, t time.Time) error {
 	p := w.pending[stream]
 	w.pending[stream] = nil
-	if w.f == nil || len(p) == 0 {
+	if w.limits.none || len(p) == 0 {
 		return nil
 	}
 	w.buf = appendHead(w.buf[:0])
@@ -297,11 +306,13 @@ func (w *LogWriter) End(stream int, t time.Time) error {
 
 // Close ends both streams and closes the file.
 func (w *LogWriter) Close() error {
-	if w.f == nil {
-		return nil
-	}
 	now := time.Now()
-	return errors.Join(w.End(Stdout, now), w.End(Stderr, now), w.f.Close())
+	err := errors.Join(w.End(Stdout, now), w.End(Stderr, now))
+	if w.f != nil {
+		err = errors.Join(err, w.f.Close())
+		w.f = nil
+	}
+	return err
 }
 
 func appendHead(b []byte) []byte { return append(b, `{"log":"`...) }

@@ -6,7 +6,9 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	mathrand "math/rand/v2"
 	"os"
@@ -108,8 +110,6 @@ func (s *Store) create(ctx context.Context, r *Record) (err error) {
 	if err := s.waitForName(ctx, r.Name, r.ID); err != nil {
 		return err
 	}
-	// What a killed creation left has no holder any more.
-	disk.Sweep(s.fresh())
 	tmp, err := disk.HoldDir(s.fresh(), "")
 	if err != nil {
 		return err
@@ -129,18 +129,26 @@ func (s *Store) create(ctx context.Context, r *Record) (err error) {
 	}
 }
 
+// Sweep removes what killed creations left.
+func (s *Store) Sweep() error { return disk.Sweep(s.fresh()) }
+
 // writeNew fills the directory of a new container. What is removed at its exit need not
 // survive a power cut.
 func writeNew(dir string, r *Record) error {
 	r.Version = max(r.Version, Version)
-	put := disk.PutJSON
-	if r.Host != nil && r.Host.AutoRemove {
-		put = disk.PutJSONVolatile
-	}
 	if err := os.WriteFile(filepath.Join(dir, "lock"), nil, 0o600); err != nil {
 		return err
 	}
-	return put(filepath.Join(dir, "config.json"), r)
+	path := filepath.Join(dir, "config.json")
+	if r.Host == nil || !r.Host.AutoRemove {
+		return disk.PutJSON(path, r)
+	}
+	b, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", path, err)
+	}
+	// Nobody sees the directory yet: no rename is needed.
+	return os.WriteFile(path, b, 0o600)
 }
 
 // reserve moves the finished directory dir to its place and points the name at it, or

@@ -37,7 +37,7 @@ type Builder struct {
 
 // StartBuilder starts it; it ends with Close or with its parent.
 func StartBuilder(ctx context.Context, r Roots) (*Builder, error) {
-	c, p, err := spawn("", "build", r.Root, r.Run)
+	c, p, err := spawn(nil, "build", r.Root, r.Run)
 	if err != nil {
 		return nil, fmt.Errorf("start the monitor of the build: %w", err)
 	}

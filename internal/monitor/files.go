@@ -178,15 +178,15 @@ func (m *monitor) shareShm(r *run, o *container.SpecOptions) error {
 	return nil
 }
 
-// writeFiles writes hosts, resolv.conf and hostname into the container's own directory, from where
-// they are bound: nothing is written through the image's tree (CVE-2024-5154).
+// writeFiles writes hosts, resolv.conf and hostname into the container's run directory, from where
+// they are bound (a tmpfs as a rule, and they are written anew at each start): nothing is written through the image's tree (CVE-2024-5154).
 func (m *monitor) writeFiles(n attached, o *container.SpecOptions) error {
 	if n.other != nil {
-		dir := m.containers.Dir(n.other.ID)
+		dir := m.roots.dir(n.other.ID)
 		o.Hosts, o.Resolv, o.Hostname = filepath.Join(dir, "hosts"), filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "hostname")
 		return nil
 	}
-	return writeNetFiles(m.containers.Dir(m.id), n, m.rec, o)
+	return writeNetFiles(m.roots.dir(m.id), n, m.rec, o)
 }
 
 func writeNetFiles(dir string, n attached, r *container.Record, o *container.SpecOptions) error {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -52,10 +53,28 @@ func complain(err error) {
 	fmt.Fprintf(os.Stderr, "%s %v\n", time.Now().Format(time.RFC3339), err)
 }
 
-// slim makes the process small once it only waits.
-func slim() {
-	debug.SetGCPercent(30)
-	time.AfterFunc(2*time.Second, debug.FreeOSMemory)
+// slim makes the process small once it only waits. Not at once: most containers that
+// live shorter never need a collection.
+func (m *monitor) slim() {
+	time.AfterFunc(time.Second, func() {
+		debug.SetGCPercent(30)
+		debug.FreeOSMemory()
+		m.keepWords()
+	})
+}
+
+// keepWords turns the error file, until now only in memory, into one in the container's
+// directory, so that what a monitor says at its end is found there.
+func (m *monitor) keepWords() {
+	f, err := os.OpenFile(filepath.Join(m.containers.Dir(m.id), "monitor.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return // removed meanwhile
+	}
+	defer f.Close()
+	if b, err := os.ReadFile("/proc/self/fd/2"); err == nil && len(b) > 0 {
+		f.Write(b)
+	}
+	unix.Dup3(int(f.Fd()), 2, 0)
 }
 
 // monitor owns one container while it runs and between restarts.
@@ -174,7 +193,7 @@ func (m *monitor) live(starter *link, attach *attachment) error {
 		return m.refuse(starter, err)
 	}
 	go srv.serve()
-	slim()
+	m.slim()
 	policy := backoff{}
 	for {
 		again := m.finish(r, &policy)

@@ -116,7 +116,7 @@ func ReapAll(ctx context.Context, r Roots) error {
 		return err
 	}
 	gone, err := s.Retired()
-	errs := []error{err}
+	errs := []error{err, s.Sweep()}
 	for _, id := range append(ids, gone...) {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

@@ -7,9 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -20,8 +20,12 @@ import (
 // program was executed or an error came back. With attach set the stdio is connected
 // before the program starts, so that not a byte is missed.
 func Spawn(ctx context.Context, r Roots, id string, attach *Stdio) (*Conn, error) {
-	errlog := filepath.Join(r.Root, "containers", id, "monitor.log")
-	c, _, err := spawn(errlog, "container", r.Root, r.Run, id)
+	words, err := memfile("monitor.log")
+	if err != nil {
+		return nil, err
+	}
+	defer words.Close()
+	c, _, err := spawn(words, "container", r.Root, r.Run, id)
 	if err != nil {
 		return nil, fmt.Errorf("start the monitor of container %s: %w", id, err)
 	}
@@ -34,7 +38,7 @@ func Spawn(ctx context.Context, r Roots, id string, attach *Stdio) (*Conn, error
 	if err := k.call(ctx, q, nil); err != nil {
 		c.Close()
 		if errors.Is(err, errGone) {
-			return nil, fmt.Errorf("the monitor of container %s ended before the program was started%s", id, lastWords(errlog))
+			return nil, fmt.Errorf("the monitor of container %s ended before the program was started%s", id, lastWords(words))
 		}
 		return nil, err
 	}
@@ -44,9 +48,21 @@ func Spawn(ctx context.Context, r Roots, id string, attach *Stdio) (*Conn, error
 	return k, nil
 }
 
+// memfile is a file without a name: monitors say nothing as a rule.
+func memfile(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL)
+	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
+		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
 // lastWords is the end of a monitor's error file, for people.
-func lastWords(path string) string {
-	b, err := os.ReadFile(path)
+func lastWords(f *os.File) string {
+	b, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<20))
 	b = bytes.TrimSpace(b)
 	if err != nil || len(b) == 0 {
 		return ""
@@ -56,7 +72,7 @@ func lastWords(path string) string {
 
 // spawn re-executes this binary through /proc/self/exe, which is the running one whatever was
 // installed meanwhile, and returns our end of a socketpair whose other end is its descriptor 3.
-func spawn(errlog string, args ...string) (*net.UnixConn, *os.Process, error) {
+func spawn(errlog *os.File, args ...string) (*net.UnixConn, *os.Process, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, os.NewSyscallError("socketpair", err)
@@ -76,20 +92,15 @@ func spawn(errlog string, args ...string) (*net.UnixConn, *os.Process, error) {
 	return ours, p, nil
 }
 
-func startSelf(errlog string, sock *os.File, args []string) (*os.Process, error) {
+func startSelf(errlog, sock *os.File, args []string) (*os.Process, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer null.Close()
 	stderr := null
-	if errlog != "" {
-		f, err := os.OpenFile(errlog, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		stderr = f
+	if errlog != nil {
+		stderr = errlog
 	}
 	attr := &os.ProcAttr{
 		Dir: "/",
