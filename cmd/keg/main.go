@@ -1,5 +1,5 @@
 // Command keg is a container engine. It has two doors: the command line, and the
-// monitor that keg starts for each container.
+// monitor that keg starts for each container (which may be that container's init, too).
 package main
 
 import (
@@ -10,6 +10,9 @@ import (
 )
 
 func main() {
+	if monitor.IsInit(os.Args[0]) {
+		os.Exit(monitor.Init(os.Args[1:]))
+	}
 	if len(os.Args) > 1 && os.Args[0] == monitor.Argv0 {
 		os.Exit(monitor.Main(os.Args[1:]))
 	}

@@ -1,5 +1,17 @@
 // Package builder makes an image from a Dockerfile: stages, step graph, steps with a
 // content-keyed cache that explains itself.
+//
+//	text -> dockerfile.File -> plan (stages, evaluated steps; pure) -> solver (cache or run) -> image
+//
+// Disk, below Deps.Steps:
+//
+//	<key>           a step that was done: key -> layer, size, time
+//	inputs/<key>    what went into the key, for explanations
+//	last/<build>    the keys of the last build of one Dockerfile
+//	sums/<context>  digests of context files, by device, inode, size, ctime
+//	trees/<hash>    digests of files of finished stages
+//	mounts/<id>/    cache mounts of RUN
+//	held/<rand>/    builds at work: without its holder's flock it is garbage
 package builder
 
 import (
@@ -9,6 +21,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"keg/internal/dockerfile"
 	"keg/internal/image"
 	"keg/internal/snapshot"
 	"keg/internal/store"
@@ -22,10 +35,11 @@ type Options struct {
 	Tags          []image.Reference
 	Target        string
 	Args          map[string]*string // nil value: from Env
-	Env           map[string]string  // of the caller: proxies, SOURCE_DATE_EPOCH, values of --build-arg NAME
+	Env           map[string]string  // of the caller: SOURCE_DATE_EPOCH, values of --build-arg NAME
 	Labels        map[string]string
+	Secrets       map[string][]byte // id -> content, for RUN --mount=type=secret
 	NoCache       bool
-	NoCacheFilter []string
+	NoCacheFilter []string // stages
 	Pull          bool
 	Platform      *image.Platform
 	Network       string
@@ -56,7 +70,8 @@ type Step struct {
 	Privileged                        bool
 }
 
-// Mount of a RUN step.
+// Mount of a RUN step: a bind of a path of the host, or a tmpfs. Bind sources are
+// made by the builder and belong to this step alone, cache mounts apart.
 type Mount struct {
 	Type, Source, Target string
 	ReadOnly             bool
@@ -77,6 +92,7 @@ type Event struct {
 	Finished *time.Time
 	Cached   bool
 	Log      []byte // output of a RUN, as it comes
+	Status   string // one line about what goes on: "transferring context: 2B done"
 	Err      error
 	Reason   string // why it was not cached, in one line
 }
@@ -86,6 +102,7 @@ type Deps struct {
 	Store     *store.Store
 	Snapshots *snapshot.Store
 	Steps     string // directory of the step cache
+	Run       string // directory on a tmpfs, for secrets while a step runs; "": secrets are refused
 	Images    Images
 	Runner    Runner
 	Progress  func(Event) // called from one goroutine at a time
@@ -98,6 +115,92 @@ type Result struct {
 	Warnings []string
 }
 
+// Error is an error of a Dockerfile with its place.
+type Error = dockerfile.Error
+
 // Build builds the target and stores its image; tags are set last.
 // Errors of the Dockerfile are *Error with position.
-func Build(ctx context.Context, o Options, d Deps) (*Result, error) { panic("unwritten") }
+func Build(ctx context.Context, o Options, d Deps) (*Result, error) {
+	return build(ctx, o, deps{
+		blobs: d.Store, snaps: d.Snapshots, images: d.Images, runner: d.Runner,
+		cache: cache{d.Steps}, run: d.Run, progress: &progress{emit: d.Progress},
+	})
+}
+
+// deps is Deps by what is asked of them.
+type deps struct {
+	blobs    blobs
+	snaps    snapshots
+	images   Images
+	runner   Runner
+	cache    cache
+	run      string
+	progress *progress
+}
+
+// blobs is what a build asks of *store.Store.
+type blobs interface {
+	Bytes(d digest.Digest, limit int64) ([]byte, error)
+	Put(ctx context.Context, data []byte) (digest.Digest, error)
+	Has(d digest.Digest) bool
+	Tag(ref image.Reference, desc image.Descriptor) error
+	Resolve(ref image.Reference) (image.Descriptor, error)
+	Lease(ctx context.Context, ds ...digest.Digest) (store.Lease, error)
+}
+
+// snapshots is what a build asks of *snapshot.Store.
+type snapshots interface {
+	Has(stack []digest.Digest) int
+	Unpack(ctx context.Context, tar io.Reader, want digest.Digest) (snapshot.Unpacked, error)
+	Prepare(ctx context.Context, key string, stack []digest.Digest) error
+	Mount(key string, o snapshot.MountOptions) (fd int, err error)
+	View(stack []digest.Digest) (fd int, err error)
+	Upper(key string) string
+	Commit(ctx context.Context, key string, o snapshot.CommitOptions) (snapshot.Committed, error)
+	Remove(key string) error
+	Keys() ([]string, error)
+	LayerSize(stack []digest.Digest) (tar, files int64, err error)
+	Sync(ctx context.Context) error
+}
+
+func build(ctx context.Context, o Options, d deps) (_ *Result, err error) {
+	if err := d.cache.open(); err != nil {
+		return nil, err
+	}
+	bc, err := openContext(o.Context)
+	if err != nil {
+		return nil, err
+	}
+	defer bc.close()
+	file, err := d.loadDefinition(o, bc)
+	if err != nil {
+		return nil, err
+	}
+	p, err := newPlan(file, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.loadBases(ctx, p); err != nil {
+		return nil, err
+	}
+	if err := d.loadIgnore(o, bc); err != nil {
+		return nil, err
+	}
+	if err := p.evaluate(); err != nil {
+		return nil, err
+	}
+	s := newSolver(d, p, bc)
+	defer s.close()
+	stack, err := s.solve(ctx, p.target)
+	if err != nil {
+		return nil, err
+	}
+	res, err := s.export(ctx, stack)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range file.Warnings {
+		res.Warnings = append(res.Warnings, w.String())
+	}
+	return res, nil
+}

@@ -1,19 +1,34 @@
 // Package container is a container as written down: config, state, names, log, and the
 // pure function from these to an OCI spec.
 //
-//	containers/<id>/{config.json,state.json,lock,log...}   containers/names/<name> -> id
+//	containers/<id>/{config.json,state.json,lock,<id>-json.log...}
+//	containers/names/<name> -> ../<id>   a symbolic link: made exclusively, with its content, in one call
+//	containers/.new/<rand>                        what is being created
+//	containers/.trash/<id>               what is being removed
 package container
 
 import (
-	"context"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/opencontainers/go-digest"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"keg/internal/disk"
+	"keg/internal/fault"
+	"keg/internal/linux"
 )
+
+// Version of the records that this program writes. Fields that a newer one added
+// are kept when a record is rewritten.
+const Version = 1
 
 // Record is config.json: what should be. Docker's own types are its vocabulary, so the
 // command line, inspect and the API need no translation.
@@ -31,11 +46,11 @@ type Record struct {
 	Mounts   []container.MountPoint               // resolved: volumes made, binds checked
 	Path     string                               // argv[0] and the rest, as started
 	Args     []string
-	Unknown  map[string]any `json:"-"`
 }
 
 // State is state.json: what is, as far as it was written. Status is decided with the lock.
 type State struct {
+	Version      int
 	Status       container.ContainerState
 	Pid          int
 	StartTime    uint64 // of Pid, linux.StartTime
@@ -60,71 +75,158 @@ type Store struct{ root string }
 // Open uses the directory root; it is made when first needed.
 func Open(root string) *Store { return &Store{root} }
 
-// NewID returns 64 random hex digits that do not look like a number.
-func NewID() string { panic("unwritten") }
-
-// Create reserves the name (O_EXCL; "" picks one such as "brave_noether") and writes the
-// record. fault.Conflict with Docker's words when the name is in use.
-func (s *Store) Create(ctx context.Context, r *Record) error { panic("unwritten") }
-
-// Find resolves name, id or unique id prefix. fault.NotFound: "No such container: x".
-func (s *Store) Find(ref string) (*Record, error) { panic("unwritten") }
-
-// List returns the ids of all containers.
-func (s *Store) List() ([]string, error) { panic("unwritten") }
-
-// Get reads one record by full id; State its state.
-func (s *Store) Get(id string) (*Record, error)  { panic("unwritten") }
-func (s *Store) State(id string) (*State, error) { panic("unwritten") }
-
-// Put writes a changed record; PutState a changed state (durable unless volatile).
-func (s *Store) Put(r *Record) error                                { panic("unwritten") }
-func (s *Store) PutState(id string, st *State, volatile bool) error { panic("unwritten") }
-
-// Rename changes the name atomically.
-func (s *Store) Rename(r *Record, name string) error { panic("unwritten") }
-
-// Remove deletes record, log and name. The caller holds the lock.
-func (s *Store) Remove(id string) error { panic("unwritten") }
-
-// Lock takes the container's OFD lock without waiting; nil when a monitor (or another
-// remover) holds it. Running asks without taking it.
-func (s *Store) Lock(id string) (*os.File, error) { panic("unwritten") }
-func (s *Store) Running(id string) (bool, error)  { panic("unwritten") }
+func (s *Store) containers() string          { return filepath.Join(s.root, "containers") }
+func (s *Store) names() string               { return filepath.Join(s.root, "containers", "names") }
+func (s *Store) fresh() string               { return filepath.Join(s.root, "containers", ".new") }
+func (s *Store) trash() string               { return filepath.Join(s.root, "containers", ".trash") }
+func (s *Store) configPath(id string) string { return filepath.Join(s.Dir(id), "config.json") }
+func (s *Store) statePath(id string) string  { return filepath.Join(s.Dir(id), "state.json") }
 
 // Dir is the container's directory, for the files that live there (hosts, resolv.conf, hostname).
-func (s *Store) Dir(id string) string { panic("unwritten") }
+func (s *Store) Dir(id string) string { return filepath.Join(s.root, "containers", id) }
 
-// SpecOptions is what the host adds to a record.
-type SpecOptions struct {
-	UID, GID                uint32
-	AdditionalGids          []uint32
-	Home                    string
-	Hosts, Resolv, Hostname string // paths of files to bind
-	CgroupV2                bool
-	Masked                  []string
-	InitPath                string // --init: path of the init to bind, or ""
+// LogPath is the newest file of the container's log.
+func (s *Store) LogPath(id string) string { return filepath.Join(s.Dir(id), id+"-json.log") }
+
+// Get reads one record by full id.
+func (s *Store) Get(id string) (*Record, error) {
+	if !isID(id) {
+		return nil, notFound(id)
+	}
+	var r Record
+	if err := disk.GetJSON(s.configPath(id), &r); err != nil {
+		if fault.Is(err, fault.NotFound) {
+			return nil, notFound(id)
+		}
+		return nil, err
+	}
+	if r.Config == nil {
+		r.Config = &container.Config{}
+	}
+	if r.Host == nil {
+		r.Host = &container.HostConfig{}
+	}
+	return &r, nil
 }
 
-// Spec returns the OCI spec of a record. It is pure: golden tests need no privileges.
-func Spec(r *Record, o SpecOptions) (*specs.Spec, error) { panic("unwritten") }
-
-// LogEntry is one line, or a part of one of at most 16 KiB.
-type LogEntry struct {
-	Stream  string // "stdout" or "stderr"
-	Time    time.Time
-	Line    []byte
-	Partial bool
+// State reads the state. A container that never ran has the status "created". A state
+// that a power cut tore is told as an exit whose code is lost, never as success.
+func (s *Store) State(id string) (*State, error) {
+	if !isID(id) {
+		return nil, notFound(id)
+	}
+	b, err := os.ReadFile(s.statePath(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(s.configPath(id)); err != nil {
+			return nil, notFound(id)
+		}
+		return &State{Version: Version, Status: container.StateCreated}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var st State
+	if err := json.Unmarshal(b, &st); err != nil {
+		return &State{Version: Version, Status: container.StateExited, ExitCode: 255,
+			Error: fmt.Sprintf("the record of the last run is damaged (%s)", s.statePath(id))}, nil
+	}
+	return &st, nil
 }
 
-// LogOptions are those of docker logs.
-type LogOptions struct {
-	Follow       bool
-	Tail         int // -1: all
-	Since, Until time.Time
+// Put writes a changed record.
+func (s *Store) Put(r *Record) error {
+	r.Version = max(r.Version, Version)
+	b, err := keepNewer(s.configPath(r.ID), r)
+	if err != nil {
+		return err
+	}
+	return disk.Put(s.configPath(r.ID), b, 0o600)
 }
 
-// Logs yields the entries of a container in order; with Follow until it ends or ctx does.
-func (s *Store) Logs(ctx context.Context, id string, o LogOptions, yield func(LogEntry) error) error {
-	panic("unwritten")
+// PutState writes a changed state: durable unless volatile.
+func (s *Store) PutState(id string, st *State, volatile bool) error {
+	st.Version = max(st.Version, Version)
+	b, err := json.Marshal(st)
+	if err != nil {
+		return fmt.Errorf("encode state of %s: %w", id, err)
+	}
+	// Only a newer program can have written fields that are unknown here.
+	if st.Version > Version {
+		if b, err = keepNewer(s.statePath(id), st); err != nil {
+			return err
+		}
+	}
+	if volatile {
+		return disk.PutVolatile(s.statePath(id), b, 0o600)
+	}
+	return disk.Put(s.statePath(id), b, 0o600)
+}
+
+// Lock takes the container's OFD lock without waiting; nil when a monitor (or another
+// remover) holds it. fault.NotFound when the container is gone.
+func (s *Store) Lock(id string) (*os.File, error) { return lockIn(s.containers(), id) }
+
+// LockRetired is Lock for a retired container.
+func (s *Store) LockRetired(id string) (*os.File, error) { return lockIn(s.trash(), id) }
+
+func lockIn(dir, id string) (*os.File, error) {
+	f, err := openLock(dir, id, os.O_RDWR)
+	if err != nil {
+		return nil, err
+	}
+	ok, err := linux.LockOFD(f)
+	if err != nil {
+		f.Close()
+		return nil, &os.PathError{Op: "lock", Path: f.Name(), Err: err}
+	}
+	if !ok {
+		f.Close()
+		return nil, nil
+	}
+	// Between open and lock the container may have been removed: the lock of a file that
+	// has no name any more protects nothing.
+	mine, err1 := f.Stat()
+	here, err2 := os.Lstat(f.Name())
+	if err1 != nil || err2 != nil || !os.SameFile(mine, here) {
+		f.Close()
+		return nil, notFound(id)
+	}
+	return f, nil
+}
+
+// Running asks, without taking it, whether the container's lock is held.
+func (s *Store) Running(id string) (bool, error) {
+	// Read-only: closing it must not look like the end of a monitor to a watcher.
+	f, err := openLock(s.containers(), id, os.O_RDONLY)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	return linux.HeldOFD(f)
+}
+
+func openLock(dir, id string, flags int) (*os.File, error) {
+	if !isID(id) {
+		return nil, notFound(id)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, id, "lock"), flags, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, notFound(id)
+	}
+	return f, err
+}
+
+func notFound(ref string) error { return fault.NotFoundf("No such container: %s", ref) }
+
+// keepNewer encodes v and carries over what the file at path holds and v's type does not know.
+func keepNewer(path string, v any) ([]byte, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", path, err)
+	}
+	old, err := os.ReadFile(path)
+	if err != nil || bytes.Equal(old, b) {
+		return b, nil // nothing to keep
+	}
+	return mergeUnknown(old, b, v), nil
 }

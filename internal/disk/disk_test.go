@@ -66,6 +66,9 @@ func TestLockExcludes(t *testing.T) {
 	if _, err := LockFile(ctx, p); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("second lock: %v", err)
 	}
+	if l, err := TryLock(p); l != nil || err != nil {
+		t.Fatalf("try on a held lock: %v, %v", l, err)
+	}
 	l.Unlock()
 	l2, err := LockFile(context.Background(), p)
 	if err != nil {

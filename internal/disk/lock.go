@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,28 +14,45 @@ import (
 type Lock struct{ f *os.File }
 
 // LockFile waits until the lock at path is ours or ctx ends. The file is made when
-// missing.
+// missing. The wait is the kernel's: first come, first served, and no polling.
 func LockFile(ctx context.Context, path string) (*Lock, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		err := flock(f, unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return &Lock{f}, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			f.Close()
-			return nil, &os.PathError{Op: "flock", Path: path, Err: err}
-		}
+	err = flock(f, unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		got := make(chan error, 1)
+		go func() { got <- flock(f, unix.LOCK_EX) }()
 		select {
+		case err = <-got:
 		case <-ctx.Done():
-			f.Close()
+			// flock(2) cannot be interrupted; a lock that comes too late is given back.
+			go func() { <-got; f.Close() }()
 			return nil, &os.PathError{Op: "flock", Path: path, Err: context.Cause(ctx)}
-		case <-time.After(wait):
 		}
 	}
+	if err != nil {
+		f.Close()
+		return nil, &os.PathError{Op: "flock", Path: path, Err: err}
+	}
+	return &Lock{f}, nil
+}
+
+// TryLock is LockFile without waiting: nil when somebody else holds the lock.
+func TryLock(path string) (*Lock, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err = flock(f, unix.LOCK_EX|unix.LOCK_NB); err == nil {
+		return &Lock{f}, nil
+	}
+	f.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, nil
+	}
+	return nil, &os.PathError{Op: "flock", Path: path, Err: err}
 }
 
 // Unlock gives the lock up.
@@ -64,16 +80,20 @@ func HoldDir(parent, pattern string) (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Between mkdir and flock a sweeper may take it for garbage: then anew.
 	f, err := os.Open(p)
+	if errors.Is(err, os.ErrNotExist) {
+		return HoldDir(parent, pattern)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if err := flock(f, unix.LOCK_SH|unix.LOCK_NB); err != nil {
+	err = flock(f, unix.LOCK_SH|unix.LOCK_NB)
+	if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
 		f.Close()
 		return nil, &os.PathError{Op: "flock", Path: p, Err: err}
 	}
-	// Between mkdir and flock a sweeper may have taken it for garbage.
-	if _, err := os.Stat(p); err != nil {
+	if _, serr := os.Stat(p); err != nil || serr != nil {
 		f.Close()
 		return HoldDir(parent, pattern)
 	}

@@ -4,18 +4,19 @@ package engine
 
 import (
 	"context"
-	"time"
+	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
 
-	"github.com/moby/moby/api/types/container"
-	dimage "github.com/moby/moby/api/types/image"
-	"github.com/moby/moby/api/types/network"
-	"github.com/moby/moby/api/types/volume"
 	"github.com/opencontainers/go-digest"
 
-	"keg/internal/builder"
 	ctr "keg/internal/container"
+	"keg/internal/disk"
 	"keg/internal/event"
+	"keg/internal/fault"
 	"keg/internal/image"
+	"keg/internal/linux"
 	"keg/internal/monitor"
 	net "keg/internal/network"
 	"keg/internal/registry"
@@ -41,281 +42,143 @@ type Engine struct {
 	volumes    *vol.Store
 	networks   *net.Store
 	events     *event.Journal
-	remote     *registry.Client
+	remote     remote
+	monitors   monitors
 }
+
+// remote is the far end of pull, push and login.
+type remote interface {
+	Resolve(ctx context.Context, ref image.Reference) (image.Descriptor, error)
+	Manifest(ctx context.Context, ref image.Reference, d image.Descriptor) ([]byte, error)
+	Blob(ctx context.Context, ref image.Reference, d image.Descriptor, offset int64) (io.ReadCloser, int64, error)
+	HasBlob(ctx context.Context, ref image.Reference, d digest.Digest) (bool, error)
+	MountBlob(ctx context.Context, ref image.Reference, d digest.Digest, from string) (bool, error)
+	PushBlob(ctx context.Context, ref image.Reference, d image.Descriptor, open func() (io.ReadCloser, error), progress func(int64)) error
+	PushManifest(ctx context.Context, ref image.Reference, mediaType string, doc []byte) (digest.Digest, error)
+	Login(ctx context.Context, registry string, cr registry.Credentials) (string, error)
+	Logout(ctx context.Context, registry string) error
+	Stored(ctx context.Context, registry string) (registry.Credentials, error)
+}
+
+// monitors start, reach and clean up after the processes that own running containers.
+type monitors interface {
+	Spawn(ctx context.Context, id string, attach *monitor.Stdio) (live, error)
+	Dial(ctx context.Context, id string) (live, error)
+	Reap(ctx context.Context, id string) error
+	ReapAll(ctx context.Context) error
+}
+
+// live is a running container, as its monitor answers.
+type live interface {
+	Attach(ctx context.Context, s monitor.Stdio) (monitor.Exit, error)
+	Wait(ctx context.Context) (monitor.Exit, error)
+	Exec(ctx context.Context, r monitor.ExecRequest, s monitor.Stdio) (monitor.Exit, error)
+	Kill(ctx context.Context, sig int) error
+	Stop(ctx context.Context, sig, timeout int) error
+	Pause(ctx context.Context) error
+	Unpause(ctx context.Context) error
+	Close() error
+}
+
+// ourMonitors are keg's own, one process a container.
+type ourMonitors struct{ r monitor.Roots }
+
+func (m ourMonitors) Spawn(ctx context.Context, id string, attach *monitor.Stdio) (live, error) {
+	c, err := monitor.Spawn(ctx, m.r, id, attach)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (m ourMonitors) Dial(ctx context.Context, id string) (live, error) {
+	c, err := monitor.Dial(ctx, m.r, id)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (m ourMonitors) Reap(ctx context.Context, id string) error { return monitor.Reap(ctx, m.r, id) }
+
+func (m ourMonitors) ReapAll(ctx context.Context) error { return monitor.ReapAll(ctx, m.r) }
+
+// layoutVersion is the format of the directories below Root.
+const layoutVersion = 1
 
 // Open checks the format of Root (fault.Unsupported for a newer one or for a network
 // file system) and opens the rooms. It scans nothing.
-func Open(o Options) (*Engine, error) { panic("unwritten") }
-
-// ---- containers
-
-// CreateOptions is the body of docker create: what the user asked for, before the
-// image's defaults are merged in.
-type CreateOptions struct {
-	Name     string
-	Config   *container.Config
-	Host     *container.HostConfig
-	Networks map[string]*network.EndpointSettings
-	Platform *image.Platform
-	Pull     string          // "missing" (""), "always", "never"
-	Progress func(PullEvent) // of the pull
+func Open(o Options) (*Engine, error) {
+	if !filepath.IsAbs(o.Root) || !filepath.IsAbs(o.Run) {
+		return nil, fault.Invalidf("open engine: root %q and run root %q must be absolute paths", o.Root, o.Run)
+	}
+	if err := prepareRoot(o.Root); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(o.Run, 0o700); err != nil {
+		return nil, denied(err, o.Run)
+	}
+	blobs, err := store.Open(o.Root)
+	if err != nil {
+		return nil, err
+	}
+	snapshots, err := snapshot.Open(o.Root)
+	if err != nil {
+		return nil, err
+	}
+	return &Engine{
+		opt:        o,
+		store:      blobs,
+		snapshots:  snapshots,
+		containers: ctr.Open(o.Root),
+		volumes:    vol.Open(o.Root),
+		networks:   net.Open(o.Root, o.Run),
+		events:     event.Open(o.Root),
+		remote: registry.NewClient(registry.Config{
+			DockerConfig: o.Env["DOCKER_CONFIG"], Env: o.Env, UserAgent: "keg/" + o.Version}),
+		monitors: ourMonitors{monitor.Roots{Root: o.Root, Run: o.Run}},
+	}, nil
 }
 
-// Created is the answer to Create.
-type Created struct {
-	ID       string
-	Warnings []string
+// layout is the file of that name: it tells which keg may use the directory.
+type layout struct {
+	Version int `json:"version"`
 }
 
-// Create pulls the image when needed, merges its config, makes volumes and the writable
-// layer, and writes the record.
-func (e *Engine) Create(ctx context.Context, o CreateOptions) (Created, error) { panic("unwritten") }
-
-// Start starts a created or exited container. With attach its stdio is connected before
-// the program runs and Start returns when the program ended or the user detached;
-// without, when the program was executed. Errors of the start carry Docker's exit
-// codes (125, 126, 127) as *ExitError.
-func (e *Engine) Start(ctx context.Context, ref string, attach *monitor.Stdio) (monitor.Exit, error) {
-	panic("unwritten")
+// prepareRoot makes root on first use and refuses what keg cannot keep its promises on.
+func prepareRoot(root string) error {
+	file := filepath.Join(root, "layout")
+	b, err := os.ReadFile(file)
+	if err == nil {
+		var l layout
+		if err := json.Unmarshal(b, &l); err != nil {
+			return fault.Unsupportedf("read %s: %w; is %s a directory of keg?", file, err, root)
+		}
+		if l.Version > layoutVersion {
+			return fault.Unsupportedf("%s has format %d and this keg knows formats up to %d; use the newer keg, or another --root", root, l.Version, layoutVersion)
+		}
+		return nil
+	}
+	if !os.IsNotExist(err) {
+		return denied(err, root)
+	}
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return denied(err, root)
+	}
+	if name, remote, err := linux.RemoteFS(root); err != nil {
+		return err
+	} else if remote {
+		return fault.Unsupportedf("%s is on %s, which does not keep overlay trees, locks and renames as keg needs them; choose a local disk with --root", root, name)
+	}
+	if err := os.Chmod(root, 0o700); err != nil {
+		return denied(err, root)
+	}
+	return disk.PutJSON(file, layout{layoutVersion})
 }
 
-// Run is Create and Start: one record, one monitor, nothing else. created is called with
-// the id once the record exists (--cidfile, and printing the id with -d).
-func (e *Engine) Run(ctx context.Context, o CreateOptions, attach *monitor.Stdio, created func(Created) error) (monitor.Exit, error) {
-	panic("unwritten")
-}
-
-// ExitError is an error with the exit status that the command ends with.
-type ExitError struct {
-	Code int
-	Err  error
-}
-
-func (e *ExitError) Error() string { return e.Err.Error() }
-func (e *ExitError) Unwrap() error { return e.Err }
-
-// Attach connects to a running container.
-func (e *Engine) Attach(ctx context.Context, ref string, s monitor.Stdio) (monitor.Exit, error) {
-	panic("unwritten")
-}
-
-// Exec runs a command in a running container.
-func (e *Engine) Exec(ctx context.Context, ref string, r monitor.ExecRequest, s monitor.Stdio) (monitor.Exit, error) {
-	panic("unwritten")
-}
-
-// Stop, Restart: signal "" is the container's stop signal, timeout nil its stop timeout (10 s).
-type StopOptions struct {
-	Signal  string
-	Timeout *int // seconds; negative: for ever
-}
-
-func (e *Engine) Stop(ctx context.Context, ref string, o StopOptions) error    { panic("unwritten") }
-func (e *Engine) Restart(ctx context.Context, ref string, o StopOptions) error { panic("unwritten") }
-func (e *Engine) Kill(ctx context.Context, ref, signal string) error           { panic("unwritten") }
-func (e *Engine) Pause(ctx context.Context, ref string) error                  { panic("unwritten") }
-func (e *Engine) Unpause(ctx context.Context, ref string) error                { panic("unwritten") }
-func (e *Engine) Rename(ctx context.Context, ref, name string) error           { panic("unwritten") }
-
-// RemoveOptions are those of docker rm.
-type RemoveOptions struct{ Force, Volumes bool }
-
-// Remove deletes a container. It waits (up to 5 s) for one that is just exiting.
-func (e *Engine) Remove(ctx context.Context, ref string, o RemoveOptions) error { panic("unwritten") }
-
-// Wait waits until the container is not running (condition "not-running"), for its next
-// exit ("next-exit") or its removal ("removed") and returns the exit code.
-func (e *Engine) Wait(ctx context.Context, ref string, c container.WaitCondition) (int, error) {
-	panic("unwritten")
-}
-
-// ListOptions are those of docker ps.
-type ListOptions struct {
-	All    bool
-	Last   int
-	Size   bool
-	Filter Filter
-}
-
-// Filter is Docker's --filter: key -> values.
-type Filter map[string][]string
-
-// Containers lists as the Engine API does (newest first).
-func (e *Engine) Containers(ctx context.Context, o ListOptions) ([]container.Summary, error) {
-	panic("unwritten")
-}
-
-// Inspect returns Docker's inspect record; size adds SizeRw and SizeRootFs.
-func (e *Engine) Inspect(ctx context.Context, ref string, size bool) (container.InspectResponse, error) {
-	panic("unwritten")
-}
-
-// Logs yields log entries in order.
-func (e *Engine) Logs(ctx context.Context, ref string, o ctr.LogOptions, yield func(ctr.LogEntry) error) error {
-	panic("unwritten")
-}
-
-// ---- images
-
-// PullEvent is progress of one layer or a sentence about the whole.
-type PullEvent struct {
-	ID             string // short digest of the layer; "" for a sentence
-	Status         string // Docker's words: "Pulling fs layer", "Downloading", "Pull complete"...
-	Current, Total int64
-}
-
-// PullOptions are those of docker pull.
-type PullOptions struct {
-	Platform *image.Platform
-	Progress func(PullEvent)
-}
-
-// Pulled is the answer to Pull.
-type Pulled struct {
-	Ref    image.Reference
-	Digest digest.Digest // of what the registry's name points at
-	Newer  bool          // false: "Image is up to date for"
-}
-
-// Pull fetches an image: layers in parallel, each verified, unpacked and kept in one pass; the name last.
-func (e *Engine) Pull(ctx context.Context, ref image.Reference, o PullOptions) (Pulled, error) {
-	panic("unwritten")
-}
-
-// Push uploads what the registry lacks and then the manifest. Built layers are compressed on the way out.
-func (e *Engine) Push(ctx context.Context, ref image.Reference, progress func(PullEvent)) (image.Descriptor, error) {
-	panic("unwritten")
-}
-
-// ImageListOptions are those of docker images.
-type ImageListOptions struct {
-	All    bool
-	Ref    string // repository[:tag] pattern, or ""
-	Filter Filter
-}
-
-// Images lists as the Engine API does (newest first).
-func (e *Engine) Images(ctx context.Context, o ImageListOptions) ([]dimage.Summary, error) {
-	panic("unwritten")
-}
-
-// InspectImage finds by name, id or unique id prefix.
-func (e *Engine) InspectImage(ctx context.Context, ref string) (dimage.InspectResponse, error) {
-	panic("unwritten")
-}
-
-// History lists the steps of an image, newest first.
-func (e *Engine) History(ctx context.Context, ref string) ([]dimage.HistoryResponseItem, error) {
-	panic("unwritten")
-}
-
-// Tag points target at the image source.
-func (e *Engine) Tag(ctx context.Context, source, target string) error { panic("unwritten") }
-
-// RemoveImage untags and deletes as docker rmi does; the answer tells which.
-func (e *Engine) RemoveImage(ctx context.Context, ref string, force bool) ([]dimage.DeleteResponse, error) {
-	panic("unwritten")
-}
-
-// Build builds an image; Deps of the builder are the engine's business.
-func (e *Engine) Build(ctx context.Context, o builder.Options, progress func(builder.Event)) (*builder.Result, error) {
-	panic("unwritten")
-}
-
-// Login and Logout save and forget credentials.
-func (e *Engine) Login(ctx context.Context, registry string, c registry.Credentials) (string, error) {
-	panic("unwritten")
-}
-func (e *Engine) Logout(ctx context.Context, registry string) error { panic("unwritten") }
-
-// StoredCredentials returns the credentials saved for a registry.
-func (e *Engine) StoredCredentials(ctx context.Context, host string) (registry.Credentials, error) {
-	panic("unwritten")
-}
-
-// ---- volumes and networks
-
-func (e *Engine) CreateVolume(ctx context.Context, o vol.CreateOptions) (volume.Volume, error) {
-	panic("unwritten")
-}
-func (e *Engine) Volumes(ctx context.Context, f Filter) ([]volume.Volume, error) { panic("unwritten") }
-func (e *Engine) InspectVolume(ctx context.Context, name string) (volume.Volume, error) {
-	panic("unwritten")
-}
-func (e *Engine) RemoveVolume(ctx context.Context, name string, force bool) error {
-	panic("unwritten")
-}
-func (e *Engine) CreateNetwork(ctx context.Context, o net.CreateOptions) (network.Inspect, error) {
-	panic("unwritten")
-}
-func (e *Engine) Networks(ctx context.Context, f Filter) ([]network.Inspect, error) {
-	panic("unwritten")
-}
-
-// InspectNetwork adds the containers that are attached.
-func (e *Engine) InspectNetwork(ctx context.Context, name string) (network.Inspect, error) {
-	panic("unwritten")
-}
-func (e *Engine) RemoveNetwork(ctx context.Context, name string) error { panic("unwritten") }
-
-// ---- the whole
-
-// PruneOptions are those of docker system prune.
-type PruneOptions struct {
-	All, Volumes bool
-	Filter       Filter
-	// What to prune; all of them for system prune.
-	Containers, Networks, Images, BuildCache bool
-}
-
-// Pruned lists what went.
-type Pruned struct {
-	Containers, Networks, Volumes []string
-	Images                        []dimage.DeleteResponse
-	BuildCache                    []string
-	Reclaimed                     int64 // bytes
-}
-
-func (e *Engine) Prune(ctx context.Context, o PruneOptions) (Pruned, error) { panic("unwritten") }
-
-// Usage is one row of docker system df.
-type Usage struct {
-	Type              string // Images, Containers, Local Volumes, Build Cache
-	Total, Active     int
-	Size, Reclaimable int64
-}
-
-func (e *Engine) DiskUsage(ctx context.Context) ([]Usage, error) { panic("unwritten") }
-
-// Feature is one thing that the kernel or host offers or lacks, as a sentence.
-type Feature struct {
-	Name string
-	OK   bool
-	Text string // what it gives, or what is missing and how to get it
-}
-
-// Info is docker info plus the list of features.
-type Info struct {
-	ID, Name, KernelVersion, OperatingSystem, OSType, Architecture string
-	NCPU                                                           int
-	MemTotal                                                       int64
-	Containers, Running, Paused, Stopped, Images                   int
-	CgroupVersion, CgroupDriver, Storage, BackingFS, Root, Run     string
-	SecurityOptions                                                []string
-	Features                                                       []Feature
-	Warnings                                                       []string
-	Rootless                                                       bool
-}
-
-func (e *Engine) Info(ctx context.Context) (Info, error) { panic("unwritten") }
-
-// Events reads the journal.
-func (e *Engine) Events(ctx context.Context, since, until time.Time, follow bool, f Filter, yield func(event.Message) error) error {
-	panic("unwritten")
-}
-
-// ServeRegistry serves the store at dir (its own, or the engine's when dir is "") on addr until ctx ends.
-func (e *Engine) ServeRegistry(ctx context.Context, addr, dir string, o registry.ServerOptions, ready func(addr string)) error {
-	panic("unwritten")
+func denied(err error, dir string) error {
+	if os.IsPermission(err) {
+		return fault.Deniedf("%w; keg keeps its state in %s: run it as root, or choose a directory of yours with --root and --run-root", err, dir)
+	}
+	return err
 }

@@ -103,6 +103,9 @@ func ParseManifest(b []byte) (*Manifest, error) {
 	if err := json.Unmarshal(b, &m); err != nil {
 		return nil, fault.Invalidf("parse manifest: %w", err)
 	}
+	if err := checkDocument(b); err != nil {
+		return nil, fault.Invalidf("parse manifest: %w", err)
+	}
 	// A document that is a manifest and an index at once is ambiguous (CVE-2021-41190).
 	if m.Manifests != nil || m.FSLayers != nil {
 		return nil, fault.Invalidf("parse manifest: document is ambiguous: it has fields of more than one type")
@@ -126,6 +129,9 @@ func ParseIndex(b []byte) (*Index, error) {
 		Config json.RawMessage `json:"config"`
 	}
 	if err := json.Unmarshal(b, &x); err != nil {
+		return nil, fault.Invalidf("parse index: %w", err)
+	}
+	if err := checkDocument(b); err != nil {
 		return nil, fault.Invalidf("parse index: %w", err)
 	}
 	if x.Layers != nil || x.Config != nil {

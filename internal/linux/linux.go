@@ -17,14 +17,15 @@ import (
 // symlinks and ".." stay inside, magic links (/proc/*/fd/N) are refused
 // (openat2(2), RESOLVE_IN_ROOT). There is no fallback for kernels without it.
 func OpenInRoot(rootFd int, p string, flags int, mode uint32) (*os.File, error) {
-	fd, err := openInRoot(rootFd, p, flags, mode)
+	fd, err := OpenFdInRoot(rootFd, p, flags, mode)
 	if err != nil {
 		return nil, &os.PathError{Op: "open in root", Path: p, Err: err}
 	}
 	return os.NewFile(uintptr(fd), p), nil
 }
 
-func openInRoot(rootFd int, p string, flags int, mode uint32) (int, error) {
+// OpenFdInRoot is OpenInRoot for who opens thousands: a plain descriptor, a plain errno.
+func OpenFdInRoot(rootFd int, p string, flags int, mode uint32) (int, error) {
 	if p = strings.TrimLeft(p, "/"); p == "" {
 		p = "."
 	}

@@ -3,19 +3,21 @@
 package monitor
 
 import (
-	"context"
 	"io"
+	"path/filepath"
 )
 
 // Argv0 is the name under which keg starts itself as a monitor.
 const Argv0 = "keg-monitor"
 
-// Main is the second door of the binary: argv[0] is Argv0, args[0] "container" or "build".
-// It returns the exit status of the monitor process.
-func Main(args []string) int { panic("unwritten") }
-
 // Roots are the directories of one engine.
 type Roots struct{ Root, Run string }
+
+// dir is what a container has in the run directory, gone at reboot. It exists while a
+// monitor owns the container: with a free lock it tells of one that died.
+func (r Roots) dir(id string) string    { return filepath.Join(r.Run, id) }
+func (r Roots) shm(id string) string    { return filepath.Join(r.Run, id, "shm") }
+func (r Roots) socket(id string) string { return filepath.Join(r.Run, id, "monitor.sock") }
 
 // Stdio is what a front end connects to a process. Nil members are not attached.
 type Stdio struct {
@@ -29,29 +31,12 @@ type Stdio struct {
 	DetachKeys []byte
 }
 
-// Conn is a connection to a monitor, over its socket or a socketpair.
-type Conn struct{ rw io.ReadWriteCloser }
-
-// Spawn starts the monitor of container id in its own session and cgroup and waits until the
-// program was executed or an error came back. With attach set the stdio is connected
-// before the program starts, so that not a byte is missed.
-func Spawn(ctx context.Context, r Roots, id string, attach *Stdio) (*Conn, error) { panic("unwritten") }
-
-// Dial connects to the monitor of a running container; fault.Conflict ("container x is not running").
-func Dial(ctx context.Context, r Roots, id string) (*Conn, error) { panic("unwritten") }
-
 // Exit is the end of a process.
 type Exit struct {
 	Code     int
 	Detached bool // the detach keys were typed; the process goes on
 	OOM      bool
 }
-
-// Attach copies stdio both ways until the process exits or the user detaches.
-func (c *Conn) Attach(ctx context.Context, s Stdio) (Exit, error) { panic("unwritten") }
-
-// Wait waits for the exit of the container's process as Spawn's attach does.
-func (c *Conn) Wait(ctx context.Context) (Exit, error) { panic("unwritten") }
 
 // ExecRequest is docker exec.
 type ExecRequest struct {
@@ -64,30 +49,6 @@ type ExecRequest struct {
 	Detach     bool
 	Rows, Cols uint16
 }
-
-// Exec runs a process in the container; with Detach it returns once it was started.
-func (c *Conn) Exec(ctx context.Context, r ExecRequest, s Stdio) (Exit, error) { panic("unwritten") }
-
-// Kill sends a signal to the container's init.
-func (c *Conn) Kill(ctx context.Context, sig int) error { panic("unwritten") }
-
-// Stop sends the stop signal, waits, kills. timeout < 0 waits for ever. It marks the stop as a person's.
-func (c *Conn) Stop(ctx context.Context, sig, timeout int) error { panic("unwritten") }
-
-// Pause and Unpause freeze and thaw the cgroup.
-func (c *Conn) Pause(ctx context.Context) error   { panic("unwritten") }
-func (c *Conn) Unpause(ctx context.Context) error { panic("unwritten") }
-
-// Resize sets the size of the container's terminal.
-func (c *Conn) Resize(ctx context.Context, rows, cols uint16) error { panic("unwritten") }
-
-// Close ends the connection, not the container.
-func (c *Conn) Close() error { panic("unwritten") }
-
-// Reap cleans up after a monitor that died: takes the lock, kills the cgroup until it is
-// empty, releases network and mounts, records exit 137 "monitor lost". Harmless when
-// the monitor lives.
-func Reap(ctx context.Context, r Roots, id string) error { panic("unwritten") }
 
 // Step is one RUN of a build.
 type Step struct {
@@ -112,15 +73,19 @@ type Mount struct {
 	Mode                 uint32
 }
 
-// Builder is the monitor of one build: a small process that forks the RUN steps.
-type Builder struct{ c *Conn }
-
-// StartBuilder starts it; it ends with Close or with its parent.
-func StartBuilder(ctx context.Context, r Roots) (*Builder, error) { panic("unwritten") }
-
-// Run executes one step; out gets its stdout and stderr. Several may run at once.
-func (b *Builder) Run(ctx context.Context, s Step, out io.Writer) (code int, err error) {
-	panic("unwritten")
+// Info is what a running container's monitor knows and no record holds.
+type Info struct {
+	Pid     int
+	Paused  bool
+	Monitor int // pid of the monitor
+	Execs   []ExecInfo
 }
 
-func (b *Builder) Close() error { panic("unwritten") }
+// ExecInfo is one process started by Exec.
+type ExecInfo struct {
+	ID       string
+	Pid      int
+	Running  bool
+	ExitCode int
+	Request  ExecRequest
+}

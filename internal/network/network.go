@@ -1,23 +1,52 @@
 // Package network makes bridges, veth pairs, addresses, published ports and names for
 // containers: one nftables table of our own, records as files.
 //
-//	networks/<name>/{network.json,names,leases/<ip>}
+//	root: networks/<name>/{network.json,names,leases/<ip>}   what should be, who has which address
+//	run:  network/{lock,state.json,owners/<id>}              what this boot's kernel was told
+//
+// Everything under run describes live things of this boot; whoever finds a dead owner
+// there can take back what it left (Clean). Changes to both trees are made under one
+// lock, held for well under a millisecond except while a bridge comes or goes.
 package network
 
 import (
 	"context"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
 
 	"github.com/moby/moby/api/types/network"
+
+	"keg/internal/disk"
+	"keg/internal/linux"
 )
 
 // Network is Docker's record of a network (name, id, driver, IPAM, labels, options).
 type Network = network.Inspect
 
-// Store owns networks/ below its root.
-type Store struct{ root, run string }
+// Store owns networks/ below its root and network/ below its run directory.
+type Store struct {
+	root, run string
+	// linger is how long a bridge stays after its last use, so that runs in a loop
+	// do not make it anew each time.
+	linger time.Duration
+	// grace is how long a namespace may outlive its container before it loses its links.
+	grace time.Duration
+	// patience bounds every wait for a resource whose owner has exited.
+	patience time.Duration
+}
 
-// Open uses root (records) and run (what dies with the boot).
-func Open(root, run string) *Store { return &Store{root, run} }
+// Open uses root (records) and run (what dies with the boot). It touches nothing.
+func Open(root, run string) *Store {
+	return &Store{
+		root:     filepath.Join(root, "networks"),
+		run:      filepath.Join(run, "network"),
+		linger:   time.Second,
+		grace:    500 * time.Millisecond,
+		patience: 5 * time.Second,
+	}
+}
 
 // CreateOptions are those of docker network create.
 type CreateOptions struct {
@@ -28,51 +57,49 @@ type CreateOptions struct {
 	Options, Labels            map[string]string
 }
 
-// Create picks a free subnet when none is asked for. fault.Conflict: "network with name x already exists".
-func (s *Store) Create(ctx context.Context, o CreateOptions) (Network, error) { panic("unwritten") }
-
-// Get finds by name, id or unique id prefix; "bridge", "host" and "none" always exist.
-// fault.NotFound: "network x not found".
-func (s *Store) Get(name string) (Network, error) { panic("unwritten") }
-
-// List returns all, the three predefined ones included.
-func (s *Store) List() ([]Network, error) { panic("unwritten") }
-
-// Remove refuses predefined networks (Denied) and those with active endpoints (Denied,
-// Docker's words).
-func (s *Store) Remove(ctx context.Context, name string) error { panic("unwritten") }
-
 // Endpoint asks for a place on one network.
 type Endpoint struct {
-	Network  string
+	Network  string                   // name, id or unique id prefix
 	Settings network.EndpointSettings // aliases, static addresses, MAC
 }
 
 // Request is what a starting container needs.
 type Request struct {
 	ID, Name, Hostname   string
+	Domainname           string
 	Endpoints            []Endpoint      // none: loopback only
 	Publish              network.PortMap // container port -> host bindings; "" or "0" picks a port
-	ExtraHosts           []string        // host:ip
+	ExtraHosts           []string        // host:ip or host=ip; the ip may be "host-gateway"
 	DNS, Search, Options []string
 	PID                  int // not used by Attach; for Connect
 }
 
-// Attachment is what was made. The monitor keeps it until the container ended.
-type Attachment struct {
-	NetNS         int // descriptor of the namespace
-	Endpoints     map[string]*network.EndpointSettings
-	Ports         network.PortMap // with the ports that were picked
-	Hosts, Resolv []byte          // contents of /etc/hosts and /etc/resolv.conf
+// Paths. Only these methods know where a file is.
+
+func (s *Store) netDir(name string) string        { return filepath.Join(s.root, name) }
+func (s *Store) netFile(name string) string       { return filepath.Join(s.root, name, "network.json") }
+func (s *Store) namesFile(name string) string     { return filepath.Join(s.root, name, "names") }
+func (s *Store) leaseDir(name string) string      { return filepath.Join(s.root, name, "leases") }
+func (s *Store) leaseFile(name, ip string) string { return filepath.Join(s.root, name, "leases", ip) }
+func (s *Store) stateFile() string                { return filepath.Join(s.run, "state.json") }
+func (s *Store) ownerDir() string                 { return filepath.Join(s.run, "owners") }
+func (s *Store) ownerFile(id string) string       { return filepath.Join(s.run, "owners", id) }
+func (s *Store) lockFile() string                 { return filepath.Join(s.run, "lock") }
+func (s *Store) lingerFile() string               { return filepath.Join(s.run, "linger") }
+
+// lock serialises every change of the two trees, of the bridges and of the nftables table.
+func (s *Store) lock(ctx context.Context) (*disk.Lock, error) {
+	l, err := disk.LockFile(ctx, s.lockFile())
+	if os.IsNotExist(err) {
+		if err = os.MkdirAll(s.ownerDir(), 0o700); err == nil {
+			l, err = disk.LockFile(ctx, s.lockFile())
+		}
+	}
+	return l, err
 }
 
-// Attach makes the namespace with all endpoints, publishes ports and starts answering DNS. It runs
-// beside the mounts. A taken port is fault.Conflict and names the owner.
-func (s *Store) Attach(ctx context.Context, r Request) (*Attachment, error) { panic("unwritten") }
-
-// Release takes ports, names, rules and addresses back; the namespace dies by itself.
-// It may take milliseconds: call it after the exit code was reported.
-func (a *Attachment) Release() error { panic("unwritten") }
-
-// Clean releases what a dead monitor left for container id.
-func (s *Store) Clean(id string) error { panic("unwritten") }
+// bootID is read once: it cannot change under a living process.
+var bootID = sync.OnceValue(func() string {
+	id, _ := linux.BootID()
+	return id
+})

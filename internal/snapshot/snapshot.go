@@ -1,141 +1,220 @@
 // Package snapshot keeps root file systems as overlay stacks: committed layers below,
 // one writable directory on top.
 //
-//	layers/<diff-id or chain-id>/{diff/,recipe}   committed file trees    l/<n> short aliases
-//	active/<key>/{upper/,work/,parents}           writable: containers and build steps
+//	layers/diff-<diff-id>/{diff/,recipe,layer.json}    a layer that is whole by itself
+//	layers/chain-<chain-id>/{diff/,...,damaged}        one that was finished on its parents
+//	layers/.new/  .trash/                              being made, being deleted
+//	layers/.unsynced/<boot-id>/<layer>                 not known to be on disk yet
+//	layers/.leases/  .lock  .empty/                    protection from Sweep; the bottom of scratch
+//	active/<key>/{upper/,work/,parents}                writable: containers and build steps
+//
+// Everything appears by one rename. .lock is held shared while a layer or key comes
+// into being (microseconds) and exclusive while Sweep decides.
 package snapshot
 
 import (
-	"context"
-	"io"
-	"time"
+	"encoding/hex"
+	"errors"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"keg/internal/fault"
+	"keg/internal/image"
+	"keg/internal/layer"
 )
 
-// Store owns layers/, l/ and active/ below its root.
-type Store struct{ root string }
+// Store owns layers/ and active/ below its root.
+type Store struct {
+	root string
+	opt  Options
 
-// Open uses the directory root and makes its skeleton when missing. It scans nothing.
-func Open(root string) (*Store, error) { panic("unwritten") }
+	noAppend atomic.Bool // the kernel lacks lowerdir+ (before 6.7)
+}
+
+// Options of OpenWith.
+type Options struct {
+	// UserXattr mounts and unpacks with user.overlay.* attributes: inside a user
+	// namespace (overlayfs "userxattr", kernel 5.11).
+	UserXattr bool
+	// SingleID leaves all files owned by the caller: a user namespace with one id.
+	SingleID bool
+}
+
+// Open uses the directory root and makes its skeleton when missing. It scans nothing
+// but the list of layers that another boot left unsynced, and drops these.
+func Open(root string) (*Store, error) { return OpenWith(root, Options{}) }
+
+// OpenWith is Open with options.
+func OpenWith(root string, o Options) (*Store, error) {
+	s := &Store{root: root, opt: o}
+	if err := s.skeleton(); err != nil {
+		return nil, err
+	}
+	if err := s.dropUnsynced(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// skeleton makes the directories; active/ comes last and tells that all are there.
+func (s *Store) skeleton() error {
+	if _, err := os.Lstat(s.active("")); err == nil {
+		return nil
+	}
+	for _, d := range []string{"", ".new", ".trash", ".unsynced", ".leases", ".empty"} {
+		if err := os.MkdirAll(s.layers(d), 0o700); err != nil {
+			return err
+		}
+	}
+	for _, d := range []string{".empty/a", ".empty/b"} {
+		if err := os.MkdirAll(s.layers(d), 0o755); err != nil {
+			return err
+		}
+		if err := os.Chmod(s.layers(d), 0o755); err != nil {
+			return err
+		}
+	}
+	return os.MkdirAll(s.active(""), 0o700)
+}
+
+func (s *Store) layers(p string) string { return filepath.Join(s.root, "layers", p) }
+func (s *Store) active(p string) string { return filepath.Join(s.root, "active", p) }
+
+// lock keeps Sweep out (shared) or everybody else (exclusive).
+func (s *Store) lock(how int) (unlock func(), err error) {
+	f, err := os.OpenFile(s.layers(".lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), how)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, &os.PathError{Op: "flock", Path: f.Name(), Err: err}
+		}
+	}
+}
 
 // A stack is the list of diffIDs of an image, bottom first, as in its config.
 
-// Has reports how many layers of the stack, from the bottom, are committed here.
-func (s *Store) Has(stack []digest.Digest) int { panic("unwritten") }
-
-// Unpacked is a layer whose tar was read but which has no place yet.
-type Unpacked interface {
-	// DiffID and Size (of the uncompressed tar) as read.
-	DiffID() digest.Digest
-	Size() int64
-	// Place commits it on top of the layers below (bottom first), which must be
-	// committed. A layer that leans on nothing below is shared by all.
-	Place(ctx context.Context, below []digest.Digest) error
-	// Discard removes it; harmless after Place.
-	Discard() error
+// layerDir is a committed layer as found on disk.
+type layerDir struct {
+	name string
+	root layer.Attr // of its root directory
+	says bool       // its tar lists the root, so root counts
+	time unix.Timespec
 }
 
-// Unpack reads an uncompressed layer tar into a new directory. Layers are unpacked in
-// parallel, each alone. want, when not "", is the diffID that the tar must have.
-func (s *Store) Unpack(ctx context.Context, tar io.Reader, want digest.Digest) (Unpacked, error) {
-	panic("unwritten")
+// unlisted is the time of a root directory that its layer's tar does not list. It
+// costs no second look when a stack is prepared.
+var unlisted = unix.Timespec{Sec: 0, Nsec: 1}
+
+func sharedName(d digest.Digest) string { return "diff-" + d.Encoded() }
+func chainName(id digest.Digest) string { return "chain-" + id.Encoded() }
+func validStack(st []digest.Digest) error {
+	for _, d := range st {
+		if err := d.Validate(); err != nil || d.Algorithm() != digest.SHA256 {
+			return fault.Invalidf("layer %q: not a sha256 digest", d)
+		}
+	}
+	return nil
 }
 
-// Prepare makes the writable directory key on top of stack and remembers the stack.
-// fault.Conflict when the key exists; fault.NotFound naming the missing layer.
-func (s *Store) Prepare(ctx context.Context, key string, stack []digest.Digest) error {
-	panic("unwritten")
+// find looks for layer i of a stack; chain is the stack's chain id up to it.
+func (s *Store) find(diffID, chain digest.Digest) (layerDir, bool) {
+	for _, name := range [...]string{sharedName(diffID), chainName(chain)} {
+		var st unix.Stat_t
+		if unix.Lstat(s.layers(name)+"/diff", &st) == nil && !s.damaged(name) {
+			return layerDir{name, layer.Attr{Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid}, st.Mtim != unlisted, st.Mtim}, true
+		}
+	}
+	return layerDir{}, false
 }
 
-// MountOptions for Mount.
-type MountOptions struct {
-	ReadOnly bool // no writes reach the upper directory
-	Volatile bool // overlay "volatile": no syncs; only for what is removed at exit
+func (s *Store) damaged(name string) bool {
+	return unix.Access(s.layers(name)+"/damaged", unix.F_OK) == nil
 }
 
-// Mount returns a descriptor of a detached overlay mount of active key (fsopen, fsmount),
-// never attached anywhere; it ends when the descriptor and all copies are closed.
-func (s *Store) Mount(key string, o MountOptions) (fd int, err error) { panic("unwritten") }
-
-// View returns a read-only detached mount of the stack alone.
-func (s *Store) View(stack []digest.Digest) (fd int, err error) { panic("unwritten") }
-
-// Upper is the absolute path of the writable directory of key.
-func (s *Store) Upper(key string) string { panic("unwritten") }
-
-// Stack returns what Prepare was given.
-func (s *Store) Stack(key string) ([]digest.Digest, error) { panic("unwritten") }
-
-// CommitOptions for Commit.
-type CommitOptions struct {
-	Epoch *time.Time // newer file times are clamped to it
-	Copy  bool       // leave the active directory usable (commit of a container)
+// resolve finds the layers of a stack from the bottom until one is missing.
+func (s *Store) resolve(stack []digest.Digest) (found []layerDir) {
+	if validStack(stack) != nil {
+		return nil
+	}
+	chains := image.ChainIDs(stack)
+	for i, d := range stack {
+		l, ok := s.find(d, chains[i])
+		if !ok {
+			return found
+		}
+		found = append(found, l)
+	}
+	return found
 }
 
-// Committed describes a layer made by Commit.
-type Committed struct {
-	DiffID digest.Digest
-	Size   int64 // of its tar
-	Empty  bool  // nothing changed: there is no layer, DiffID is ""
+// all is resolve of a stack that must be whole.
+func (s *Store) all(stack []digest.Digest) ([]layerDir, error) {
+	if err := validStack(stack); err != nil {
+		return nil, err
+	}
+	found := s.resolve(stack)
+	if n := len(found); n < len(stack) {
+		return nil, s.missing(stack[n], image.ChainID(stack[:n+1]))
+	}
+	return found, nil
 }
 
-// Commit turns the changes of key into a layer on top of its stack: normalise, record
-// the recipe, rename into place. Without Copy the key is gone afterwards.
-func (s *Store) Commit(ctx context.Context, key string, o CommitOptions) (Committed, error) {
-	panic("unwritten")
+func (s *Store) missing(d, chain digest.Digest) error {
+	for _, name := range [...]string{sharedName(d), chainName(chain)} {
+		if s.damaged(name) {
+			return fault.NotFoundf("layer %s is damaged; run \"keg system check\", then pull or build the image again", d)
+		}
+	}
+	return fault.NotFoundf("layer %s is not here; pull or build the image again", d)
 }
 
-// Remove deletes active key, at once for readers (rename), the bytes after it.
-// Removing what is not there is no error.
-func (s *Store) Remove(key string) error { panic("unwritten") }
+// Has reports how many layers of the stack, from the bottom, are committed here. A
+// layer that was found damaged is not.
+func (s *Store) Has(stack []digest.Digest) int { return len(s.resolve(stack)) }
 
-// Tar is a layer's tar re-created from tree and recipe, byte for byte, seekable
-// without walking.
-type Tar interface {
-	io.ReadSeekCloser
-	io.ReaderAt
-	Size() int64
+// rootAttr is what the root directory shows on top of a stack: the attributes that the
+// topmost layer which lists it gives.
+func rootAttr(found []layerDir) (layer.Attr, unix.Timespec, bool) {
+	for i := len(found) - 1; i >= 0; i-- {
+		if found[i].says {
+			return found[i].root, found[i].time, true
+		}
+	}
+	return layer.Attr{Mode: 0o755}, unix.Timespec{}, false
 }
 
-// Tar opens the tar of the topmost layer of stack; a tree that no longer gives the
-// recorded digest fails before the last bytes are handed out.
-func (s *Store) Tar(stack []digest.Digest) (Tar, error) { panic("unwritten") }
-
-// Find returns a stack whose top is a committed layer with this diffID, for serving
-// it as a blob; fault.NotFound otherwise.
-func (s *Store) Find(diffID digest.Digest) (stack []digest.Digest, size int64, err error) {
-	panic("unwritten")
+// validKey keeps keys to one safe path element.
+func validKey(key string) error {
+	ok := key != "" && len(key) <= 128 && key[0] != '.' && strings.Trim(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") == ""
+	if !ok {
+		return fault.Invalidf("invalid snapshot key %q", key)
+	}
+	return nil
 }
 
-// LayerSize returns the size of the tar and of the files (bytes on disk) of the top layer.
-func (s *Store) LayerSize(stack []digest.Digest) (tar, files int64, err error) { panic("unwritten") }
-
-// Usage returns the bytes in the writable directory of key (docker ps --size).
-func (s *Store) Usage(key string) (int64, error) { panic("unwritten") }
-
-// Kind of a Change: 0 modified, 1 added, 2 deleted, as Docker's API numbers them.
-type Kind uint8
-
-// Change is one path that differs from the stack below.
-type Change struct {
-	Kind Kind
-	Path string
+func randomName() string {
+	var b [8]byte
+	for i, v := 0, rand.Uint64(); i < 8; i, v = i+1, v>>8 {
+		b[i] = byte(v)
+	}
+	return hex.EncodeToString(b[:])
 }
 
-// Changes lists what key changed, sorted by path (docker diff).
-func (s *Store) Changes(key string) ([]Change, error) { panic("unwritten") }
+func notExist(err error) bool { return errors.Is(err, fs.ErrNotExist) }
 
-// Keys lists the active keys.
-func (s *Store) Keys() ([]string, error) { panic("unwritten") }
-
-// Sync makes all committed layers durable before a name, push or export refers to
-// them: one syncfs when unsynced layers of this boot exist. On the first use after
-// another boot unsynced layers are dropped.
-func (s *Store) Sync(ctx context.Context) error { panic("unwritten") }
-
-// Sweep removes layers that belong to no stack in keep (nor to an active key, nor are
-// younger than grace) and returns the freed bytes.
-func (s *Store) Sweep(ctx context.Context, grace time.Duration, keep func() ([][]digest.Digest, error)) (freed []digest.Digest, bytes int64, err error) {
-	panic("unwritten")
-}
+// exists reports what a rename of a directory onto another says.
+func exists(err error) bool { return errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOTEMPTY) }

@@ -1,102 +1,128 @@
 // Package store keeps blobs by digest and names that point at them, with leases and
 // garbage collection. Many processes use one store at once; the disk is the truth.
 //
-//	blobs/sha256/<hex>                      0444, write-once
+//	blobs/<algorithm>/<hex>                 0444, write-once; sha256 or sha512
 //	ingest/<key>/                           half-written, resumable, held by a flock
 //	names/<registry>/<repo>/_tags/<tag>     descriptor JSON
 //	names/<registry>/<repo>/_digests/<hex>  descriptor JSON: what that registry calls it -> what we hold
-//	leases/<rand>   trash/
+//	names/<registry>/<repo>/_blobs/<hex>    empty: the repository of a served registry holds this blob
+//	names/<registry>/<repo>/_referrers/<subject hex>/<hex>   descriptor JSON
+//	leases/<rand>   trash/<algorithm>-<hex>   damaged/
+//
+// A component of a repository begins with a letter or a digit (image.ParseReference), so
+// what begins with "_" is never one; a sha512 hex is twice as long as a sha256 one.
 package store
 
 import (
-	"context"
-	"io"
-	"iter"
+	"crypto/sha256"
+	"crypto/sha512"
+	"fmt"
+	"hash"
 	"os"
-	"time"
+	"path/filepath"
 
 	"github.com/opencontainers/go-digest"
 
-	"keg/internal/image"
+	"keg/internal/disk"
+	"keg/internal/fault"
 )
 
 // Store is one directory of blobs and names.
 type Store struct{ root string }
 
 // Open uses the directory root and makes its skeleton when missing. It scans nothing.
-func Open(root string) (*Store, error) { panic("unwritten") }
-
-// Blob opens a blob for reading; fault.NotFound when missing.
-func (s *Store) Blob(d digest.Digest) (*os.File, error) { panic("unwritten") }
-
-// Stat returns a blob's size; fault.NotFound when missing.
-func (s *Store) Stat(d digest.Digest) (int64, error) { panic("unwritten") }
-
-// Bytes reads a small document of at most limit bytes and verifies its digest; a
-// damaged blob is an error that names it and is moved aside.
-func (s *Store) Bytes(d digest.Digest, limit int64) ([]byte, error) { panic("unwritten") }
-
-// Put stores a small document and returns its digest; leased for an hour.
-func (s *Store) Put(ctx context.Context, data []byte) (digest.Digest, error) { panic("unwritten") }
-
-// Ingest is a blob being written.
-type Ingest interface {
-	io.Writer
-	// Offset is how many bytes are already there (resumed).
-	Offset() int64
-	// Truncate(0) starts anew.
-	Truncate(size int64) error
-	// Commit verifies size (-1: any) and digest ("": any), makes the blob visible
-	// durably and returns its digest. A blob that is there already is success.
-	Commit(ctx context.Context, size int64, want digest.Digest) (digest.Digest, error)
-	// Close keeps what was written for the next Resume; Abort deletes it.
-	Close() error
-	Abort() error
+func Open(root string) (*Store, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{root}
+	// trash/ is made last: when it is there, all is.
+	if _, err := os.Stat(s.path("trash")); err == nil {
+		return s, nil
+	}
+	for _, d := range []string{"blobs/sha256", "blobs/sha512", "ingest", "names", "leases", "trash"} {
+		if err := os.MkdirAll(s.path(d), 0o700); err != nil {
+			return nil, fmt.Errorf("open store: %w", err)
+		}
+	}
+	for _, d := range []string{"blobs", "."} {
+		if err := disk.SyncDir(s.path(d)); err != nil {
+			return nil, fmt.Errorf("open store: %w", err)
+		}
+	}
+	return s, nil
 }
 
-// Ingest starts or resumes the write with this key (a digest, or any safe name). It
-// waits while another process writes under the same key; on return the caller
-// checks Has again.
-func (s *Store) Ingest(ctx context.Context, key string) (Ingest, error) { panic("unwritten") }
-
-// Has reports whether the blob is there.
-func (s *Store) Has(d digest.Digest) bool { panic("unwritten") }
-
-// Blobs yields every blob with its size.
-func (s *Store) Blobs() iter.Seq2[digest.Digest, int64] { panic("unwritten") }
-
-// Named is a name and what it points at.
-type Named struct {
-	Ref     image.Reference  // with Tag, or with Digest (a registry's name for the image)
-	Desc    image.Descriptor // of a manifest or index in this store
-	Updated time.Time
+// path names something below the root. Its arguments passed a grammar first: digests
+// checkDigest, keys checkKey, references checkRef.
+func (s *Store) path(elem ...string) string {
+	return filepath.Join(append([]string{s.root}, elem...)...)
 }
 
-// Tag points ref (Tag or Digest set, exactly one) at desc, durably and atomically.
-func (s *Store) Tag(ref image.Reference, desc image.Descriptor) error { panic("unwritten") }
-
-// Resolve returns what ref points at; with both tag and digest the digest rules.
-// fault.NotFound ("No such image: x") when nothing does.
-func (s *Store) Resolve(ref image.Reference) (image.Descriptor, error) { panic("unwritten") }
-
-// Untag removes the name; fault.NotFound when it is not there.
-func (s *Store) Untag(ref image.Reference) error { panic("unwritten") }
-
-// Names returns all names, sorted by reference.
-func (s *Store) Names() ([]Named, error) { panic("unwritten") }
-
-// Lease protects digests from collection until Release or, when the process dies,
-// until its flock ends. Add before relying on a digest.
-type Lease interface {
-	Add(ds ...digest.Digest) error
-	Release() error
+func (s *Store) blobPath(d digest.Digest) string {
+	return s.path("blobs", string(d.Algorithm()), d.Encoded())
 }
 
-// Lease starts a lease on ds.
-func (s *Store) Lease(ctx context.Context, ds ...digest.Digest) (Lease, error) { panic("unwritten") }
+func (s *Store) trashPath(d digest.Digest) string { return s.path("trash", trashName(d)) }
 
-// Sweep deletes blobs that are neither marked nor leased (nor younger than grace) and
-// returns what it freed. marks is called after the leases were read.
-func (s *Store) Sweep(ctx context.Context, grace time.Duration, marks func() (map[digest.Digest]bool, error)) (freed []digest.Digest, bytes int64, err error) {
-	panic("unwritten")
+func trashName(d digest.Digest) string { return string(d.Algorithm()) + "-" + d.Encoded() }
+
+// checkDigest is strict: sha256 or sha512 and lower-case hex of the right length, so that
+// a digest is always a plain file name (security.md IM5).
+func checkDigest(d digest.Digest) error {
+	if a, _, _ := cutDigest(string(d)); a == "" {
+		return fault.Invalidf("invalid digest %q: want sha256: or sha512: and lower-case hex", d)
+	}
+	return nil
+}
+
+func cutDigest(d string) (alg digest.Algorithm, hex string, ok bool) {
+	const prefix = len("sha256:")
+	if len(d) < prefix {
+		return "", "", false
+	}
+	alg, hex = digest.Algorithm(d[:prefix-1]), d[prefix:]
+	if d[prefix-1] != ':' || hexLength(alg) != len(hex) {
+		return "", "", false
+	}
+	for i := range len(hex) {
+		if c := hex[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return "", "", false
+		}
+	}
+	return alg, hex, true
+}
+
+func hexLength(a digest.Algorithm) int {
+	switch a {
+	case digest.SHA256:
+		return 2 * sha256.Size
+	case digest.SHA512:
+		return 2 * sha512.Size
+	}
+	return -1
+}
+
+// digestOfHex is the digest whose file is called hex; "" when there is none.
+func digestOfHex(hex string) digest.Digest {
+	for _, a := range []digest.Algorithm{digest.SHA256, digest.SHA512} {
+		if _, _, ok := cutDigest(string(a) + ":" + hex); ok {
+			return digest.NewDigestFromEncoded(a, hex)
+		}
+	}
+	return ""
+}
+
+func newHash(a digest.Algorithm) hash.Hash {
+	if a == digest.SHA512 {
+		return sha512.New()
+	}
+	return sha256.New()
+}
+
+func sum(a digest.Algorithm, b []byte) digest.Digest {
+	h := newHash(a)
+	h.Write(b)
+	return digest.NewDigest(a, h)
 }

@@ -1,0 +1,45 @@
+# keg: see README.md. `make demo` and `make test` are the two promises.
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMMIT   := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+EPOCH    := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+PREFIX   ?= /usr/local
+GO       ?= go
+LDFLAGS  := -s -w -buildid= -X keg/internal/cli.version=$(VERSION) -X keg/internal/cli.commit=$(COMMIT) -X keg/internal/builtin.created=$(EPOCH)
+GOBUILD  := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)"
+FUZZTIME ?= 30s
+
+.PHONY: build install demo test lint fuzz bench soak release clean
+
+build: ## bin/keg, static
+	$(GOBUILD) -o bin/keg ./cmd/keg
+
+install: build ## $(PREFIX)/bin/keg
+	install -D -m 0755 bin/keg $(DESTDIR)$(PREFIX)/bin/keg
+
+demo: build ## the whole life of an image, with real output
+	@scripts/demo bin/keg
+
+test: build ## installs what the tests need (as root) and runs all of them
+	scripts/install-test-deps
+	scripts/test
+
+lint: ## formatting, vet, static analysis
+	scripts/lint
+
+fuzz: ## every fuzz target for FUZZTIME
+	scripts/fuzz $(FUZZTIME)
+
+bench: build ## beside runc and Docker, medians of interleaved runs
+	$(GO) run ./test/bench -keg bin/keg
+
+soak: build ## the long forms of the tests
+	KEG_SOAK=1 $(GO) test -count=1 -timeout 4h ./test/...
+
+release: ## dist/keg-linux-{amd64,arm64} with checksums
+	mkdir -p dist
+	GOOS=linux GOARCH=amd64 $(GOBUILD) -o dist/keg-linux-amd64 ./cmd/keg
+	GOOS=linux GOARCH=arm64 $(GOBUILD) -o dist/keg-linux-arm64 ./cmd/keg
+	cd dist && sha256sum keg-linux-* > SHA256SUMS
+
+clean:
+	rm -rf bin dist

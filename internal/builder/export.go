@@ -1,0 +1,202 @@
+// The image: config, manifest, names.
+package builder
+
+import (
+	"context"
+	"encoding/json"
+
+	"fmt"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"keg/internal/image"
+)
+
+// export writes config and manifest and points the tags at them, last of all. When
+// every name points there already, nothing is written.
+func (s *solver) export(ctx context.Context, r *result) (_ *Result, err error) {
+	v := s.progress.start("exporting to image")
+	defer func() { v.done(err) }()
+	t := s.plan.target
+	config, err := json.Marshal(finishConfig(t.config, r, s.plan.epoch))
+	if err != nil {
+		return nil, err
+	}
+	v.status("exporting layers done")
+	manifest, err := s.manifest(t, config, r)
+	if err != nil {
+		return nil, err
+	}
+	desc := image.Descriptor{MediaType: image.MediaManifest, Digest: digest.FromBytes(manifest), Size: int64(len(manifest))}
+	res := &Result{Manifest: desc, ConfigID: digest.FromBytes(config)}
+	if !s.named(desc) {
+		if err := s.write(ctx, config, manifest); err != nil {
+			return nil, err
+		}
+	}
+	v.status("writing image " + res.ConfigID.String() + " done")
+	for _, ref := range s.plan.o.Tags {
+		if have, err := s.blobs.Resolve(ref); err != nil || have.Digest != desc.Digest {
+			if err := s.blobs.Tag(ref, desc); err != nil {
+				return nil, err
+			}
+		}
+		v.status("naming to " + ref.String() + " done")
+	}
+	return res, nil
+}
+
+// named reports whether all tags point at the manifest, which keeps it and all that it
+// names from collection.
+func (s *solver) named(desc image.Descriptor) bool {
+	for _, ref := range s.plan.o.Tags {
+		if have, err := s.blobs.Resolve(ref); err != nil || have.Digest != desc.Digest {
+			return false
+		}
+	}
+	return len(s.plan.o.Tags) > 0
+}
+
+func (s *solver) write(ctx context.Context, config, manifest []byte) error {
+	if err := s.snaps.Sync(ctx); err != nil {
+		return err
+	}
+	if _, err := s.blobs.Put(ctx, config); err != nil {
+		return err
+	}
+	_, err := s.blobs.Put(ctx, manifest)
+	return err
+}
+
+// finishConfig fills in what only the finished steps tell: layers and times. Times are
+// those of the steps, so an unchanged build gives an unchanged config.
+func finishConfig(c *image.Config, r *result, epoch *time.Time) *image.Config {
+	c = cloneConfig(c)
+	c.RootFS.Type = "layers"
+	c.RootFS.DiffIDs = r.stack
+	if c.RootFS.DiffIDs == nil {
+		c.RootFS.DiffIDs = []digest.Digest{}
+	}
+	fillTimes(c, r.record)
+	if epoch != nil {
+		for i := range c.History {
+			h := &c.History[i]
+			if h.Comment == historyComment && (h.Created == nil || h.Created.After(*epoch)) {
+				h.Created = epoch
+			}
+		}
+	}
+	for _, h := range c.History {
+		if h.Created != nil {
+			c.Created = h.Created
+		}
+	}
+	return c
+}
+
+// fillTimes gives our history entries a time: a step that of its layer, an entry
+// without layer that of the layer before it, or of our first one.
+func fillTimes(c *image.Config, records []*Record) {
+	layers := 0
+	for _, h := range c.History {
+		if !h.EmptyLayer {
+			layers++
+		}
+	}
+	next := layers - len(records) // entries of the base come first
+	n := 0
+	for i := range c.History {
+		h := &c.History[i]
+		if h.EmptyLayer {
+			continue
+		}
+		if k := n - next; k >= 0 && k < len(records) && h.Created == nil {
+			h.Created = &records[k].Created
+		}
+		n++
+	}
+	var created *time.Time
+	gap := false
+	for _, h := range c.History {
+		if h.Created != nil {
+			created = h.Created
+			if gap {
+				break
+			}
+		} else {
+			gap = true
+		}
+	}
+	gap = false
+	for i := range c.History {
+		h := &c.History[i]
+		if h.Created != nil {
+			if gap {
+				created = h.Created
+			}
+		} else {
+			gap = true
+			h.Created = created
+		}
+	}
+}
+
+// manifest names the base's layers as its own manifest does, as long as their blobs
+// are here, so that a push finds them in the registry; built ones are plain tars.
+func (s *solver) manifest(t *stage, config []byte, r *result) ([]byte, error) {
+	m := image.Manifest{MediaType: image.MediaManifest,
+		Config: image.Descriptor{MediaType: image.MediaConfig, Digest: digest.FromBytes(config), Size: int64(len(config))},
+		Layers: []image.Descriptor{}}
+	m.SchemaVersion = 2
+	base := t
+	for base.base != nil {
+		base = base.base
+	}
+	n := len(r.stack) - len(r.record)
+	below, err := s.baseLayers(base.image, r.stack[:n])
+	if err != nil {
+		return nil, err
+	}
+	m.Layers = append(m.Layers, below...)
+	for _, rec := range r.record {
+		m.Layers = append(m.Layers, image.Descriptor{MediaType: image.MediaLayer, Digest: rec.Layer, Size: rec.Size})
+	}
+	return json.Marshal(m)
+}
+
+func (s *solver) baseLayers(b *Base, stack []digest.Digest) ([]image.Descriptor, error) {
+	if len(stack) == 0 {
+		return nil, nil
+	}
+	var theirs []image.Descriptor
+	if doc, err := s.blobs.Bytes(b.Digest, image.MaxManifest); err == nil {
+		if m, err := image.ParseManifest(doc); err == nil && len(m.Layers) == len(stack) {
+			theirs = m.Layers
+		}
+	}
+	layers := make([]image.Descriptor, len(stack))
+	for i, diffID := range stack {
+		if theirs != nil && s.blobs.Has(theirs[i].Digest) {
+			layers[i] = image.Descriptor{MediaType: ociMedia(theirs[i].MediaType), Digest: theirs[i].Digest, Size: theirs[i].Size}
+			continue
+		}
+		n, _, err := s.snaps.LayerSize(stack[:i+1])
+		if err != nil {
+			return nil, fmt.Errorf("layer %s of the base image: %w", diffID, err)
+		}
+		layers[i] = image.Descriptor{MediaType: image.MediaLayer, Digest: diffID, Size: n}
+	}
+	return layers, nil
+}
+
+// ociMedia turns Docker's names of layer types into OCI's, which an OCI manifest wants.
+func ociMedia(m string) string {
+	switch m {
+	case image.MediaDockerLayer:
+		return image.MediaLayerGzip
+	case image.MediaDockerLayerTar:
+		return image.MediaLayer
+	}
+	return m
+}

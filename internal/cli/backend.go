@@ -1,0 +1,88 @@
+// What the commands need of an engine.
+
+package cli
+
+import (
+	"context"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	dimage "github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/volume"
+
+	"keg/internal/builder"
+	ctr "keg/internal/container"
+	"keg/internal/engine"
+	"keg/internal/event"
+	"keg/internal/image"
+	"keg/internal/monitor"
+	net "keg/internal/network"
+	"keg/internal/registry"
+	vol "keg/internal/volume"
+)
+
+// backend is *engine.Engine, or the fake of the tests.
+type backend interface {
+	containers
+	images
+	volumes
+	networks
+	whole
+}
+
+type containers interface {
+	Create(context.Context, engine.CreateOptions) (engine.Created, error)
+	Start(ctx context.Context, ref string, attach *monitor.Stdio) (monitor.Exit, error)
+	Run(context.Context, engine.CreateOptions, *monitor.Stdio, func(engine.Created) error) (monitor.Exit, error)
+	Attach(ctx context.Context, ref string, s monitor.Stdio) (monitor.Exit, error)
+	Exec(ctx context.Context, ref string, r monitor.ExecRequest, s monitor.Stdio) (monitor.Exit, error)
+	Stop(ctx context.Context, ref string, o engine.StopOptions) error
+	Restart(ctx context.Context, ref string, o engine.StopOptions) error
+	Kill(ctx context.Context, ref, signal string) error
+	Pause(ctx context.Context, ref string) error
+	Unpause(ctx context.Context, ref string) error
+	Rename(ctx context.Context, ref, name string) error
+	Remove(ctx context.Context, ref string, o engine.RemoveOptions) error
+	Wait(ctx context.Context, ref string, c container.WaitCondition) (int, error)
+	Containers(context.Context, engine.ListOptions) ([]container.Summary, error)
+	Inspect(ctx context.Context, ref string, size bool) (container.InspectResponse, error)
+	Logs(ctx context.Context, ref string, o ctr.LogOptions, yield func(ctr.LogEntry) error) error
+}
+
+type images interface {
+	Pull(ctx context.Context, ref image.Reference, o engine.PullOptions) (engine.Pulled, error)
+	Push(ctx context.Context, ref image.Reference, progress func(engine.PullEvent)) (image.Descriptor, error)
+	Images(context.Context, engine.ImageListOptions) ([]dimage.Summary, error)
+	InspectImage(ctx context.Context, ref string) (dimage.InspectResponse, error)
+	History(ctx context.Context, ref string) ([]dimage.HistoryResponseItem, error)
+	Tag(ctx context.Context, source, target string) error
+	RemoveImage(ctx context.Context, ref string, force bool) ([]dimage.DeleteResponse, error)
+	Build(ctx context.Context, o builder.Options, progress func(builder.Event)) (*builder.Result, error)
+	Login(ctx context.Context, registry string, c registry.Credentials) (string, error)
+	Logout(ctx context.Context, registry string) error
+	StoredCredentials(ctx context.Context, host string) (registry.Credentials, error)
+	ServeRegistry(ctx context.Context, addr, dir string, o registry.ServerOptions, ready func(addr string)) error
+}
+
+type volumes interface {
+	CreateVolume(context.Context, vol.CreateOptions) (volume.Volume, error)
+	Volumes(context.Context, engine.Filter) ([]volume.Volume, error)
+	InspectVolume(ctx context.Context, name string) (volume.Volume, error)
+	RemoveVolume(ctx context.Context, name string, force bool) error
+}
+
+type networks interface {
+	CreateNetwork(context.Context, net.CreateOptions) (network.Inspect, error)
+	Networks(context.Context, engine.Filter) ([]network.Inspect, error)
+	InspectNetwork(ctx context.Context, name string) (network.Inspect, error)
+	RemoveNetwork(ctx context.Context, name string) error
+}
+
+type whole interface {
+	Prune(context.Context, engine.PruneOptions) (engine.Pruned, error)
+	DiskUsage(context.Context) ([]engine.Usage, error)
+	Info(context.Context) (engine.Info, error)
+	Check(ctx context.Context, repair bool, found func(engine.Problem)) error
+	Events(ctx context.Context, since, until time.Time, follow bool, f engine.Filter, yield func(event.Message) error) error
+}

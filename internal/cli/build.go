@@ -1,0 +1,253 @@
+// keg build.
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"keg/internal/builder"
+	"keg/internal/image"
+)
+
+type buildFlags struct {
+	file, target, progress, iidfile, platform, network string
+	tags, args, labels, hosts, noCacheFilter, secrets  []string
+	noCache, pull, quiet                               bool
+	shmSize                                            int64
+	output, provenance, sbom                           string
+}
+
+func newBuild(a *app) *cobra.Command {
+	o := &buildFlags{platform: a.env["DOCKER_DEFAULT_PLATFORM"], progress: firstOf(a.env["BUILDKIT_PROGRESS"], "auto")}
+	c := &cobra.Command{
+		Use:  "build [OPTIONS] PATH | -",
+		Args: exactArgs(1),
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return nil, cobra.ShellCompDirectiveFilterDirs
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.build1(c.Context(), args[0], o)
+		},
+	}
+	o.bind(c.Flags())
+	return c
+}
+
+func (o *buildFlags) bind(fs *pflag.FlagSet) {
+	fs.Var(newList(&o.hosts, checkExtraHost), "add-host", "Add a custom host-to-IP mapping (host:ip)")
+	fs.Var(newList(&o.args, checkBuildArg), "build-arg", "Set build-time variables")
+	fs.StringVarP(&o.file, "file", "f", "", `Name of the Dockerfile (default: "PATH/Dockerfile"); "-" reads it from stdin`)
+	fs.StringVar(&o.iidfile, "iidfile", "", "Write the image ID to a file")
+	fs.Var(newList(&o.labels, checkLabel), "label", "Set metadata for an image")
+	fs.StringVar(&o.network, "network", "", `Networking mode of RUN instructions ("default", "host", "none")`)
+	fs.BoolVar(&o.noCache, "no-cache", false, "Do not use cache when building the image")
+	fs.StringSliceVar(&o.noCacheFilter, "no-cache-filter", nil, "Do not cache these stages")
+	fs.StringVar(&o.platform, "platform", o.platform, "Set the platform to build for")
+	fs.StringVar(&o.progress, "progress", o.progress, `Type of progress output ("auto", "plain", "tty", "quiet")`)
+	fs.BoolVar(&o.pull, "pull", false, "Always attempt to pull newer versions of the base images")
+	fs.BoolVarP(&o.quiet, "quiet", "q", false, "Suppress the build output and print the image ID on success")
+	fs.StringArrayVar(&o.secrets, "secret", nil, `Secret to expose to the build (format: "id=mysecret[,src=/local/secret]" or "id=mysecret,env=NAME")`)
+	fs.Var(&bytesValue{p: &o.shmSize}, "shm-size", "Size of /dev/shm of RUN instructions")
+	fs.VarP(newList(&o.tags, nil), "tag", "t", `Name and optionally a tag of the image ("name:tag")`)
+	fs.StringVar(&o.target, "target", "", "Set the target stage to build")
+	// Said by scripts, and already so: the image is loaded, intermediate containers go.
+	for _, name := range []string{"load", "rm", "force-rm", "compress", "disable-content-trust"} {
+		fs.Bool(name, true, "")
+		fs.Lookup(name).Hidden = true
+	}
+	fs.StringVar(&o.provenance, "provenance", "false", "")
+	fs.StringVar(&o.sbom, "sbom", "false", "")
+	fs.Lookup("provenance").Hidden, fs.Lookup("sbom").Hidden = true, true
+}
+
+func checkBuildArg(s string) (string, error) {
+	if k, _, _ := strings.Cut(s, "="); k == "" {
+		return "", fmt.Errorf("invalid build-arg: %q", s)
+	}
+	return s, nil
+}
+
+// options makes the request of the flags; clean removes what was made for it.
+func (a *app) buildOptions(dir string, o *buildFlags) (req builder.Options, clean func(), err error) {
+	clean = func() {}
+	req = builder.Options{
+		Context: dir, Dockerfile: o.file, Target: o.target, Env: a.env, Labels: keyValues(o.labels),
+		NoCache: o.noCache, NoCacheFilter: o.noCacheFilter, Pull: o.pull, ExtraHosts: o.hosts, ShmSize: o.shmSize,
+		Args: map[string]*string{},
+	}
+	if o.network != "default" {
+		req.Network = o.network
+	}
+	for k, v := range a.proxyEnv() {
+		req.Args[k] = &v
+	}
+	for _, s := range o.args {
+		k, v, has := strings.Cut(s, "=")
+		if has {
+			req.Args[k] = &v
+		} else {
+			req.Args[k] = nil
+		}
+	}
+	for _, t := range o.tags {
+		ref, err := image.ParseReference(t)
+		if err != nil {
+			return req, clean, fmt.Errorf("invalid tag %q: %w", t, err)
+		}
+		if ref.Digest != "" {
+			return req, clean, fmt.Errorf("invalid tag %q: a tag cannot have a digest", t)
+		}
+		req.Tags = append(req.Tags, ref)
+	}
+	if o.platform != "" {
+		p, err := image.ParsePlatform(o.platform)
+		if err != nil {
+			return req, clean, err
+		}
+		req.Platform = &p
+	}
+	if req.Secrets, err = a.buildSecrets(o.secrets); err != nil {
+		return req, clean, err
+	}
+	for flag, v := range map[string]string{"provenance": o.provenance, "sbom": o.sbom} {
+		if v != "false" {
+			return req, clean, fmt.Errorf("--%s=%s is not supported: images are made without attestations", flag, v)
+		}
+	}
+	clean, err = a.buildContext(&req, dir)
+	return req, clean, err
+}
+
+// buildSecrets reads what --secret names: a file, else a variable of that id or name.
+func (a *app) buildSecrets(specs []string) (map[string][]byte, error) {
+	secrets := map[string][]byte{}
+	for _, s := range specs {
+		p := keyValues(strings.Split(s, ","))
+		id := firstOf(p["id"], filepath.Base(firstOf(p["src"], p["source"])))
+		if p["id"] == "" && firstOf(p["src"], p["source"]) == "" {
+			return nil, fmt.Errorf("invalid --secret %q: want id=NAME[,src=FILE] or id=NAME,env=VARIABLE", s)
+		}
+		file := firstOf(p["src"], p["source"])
+		if v, ok := a.lookup(firstOf(p["env"], id)); file == "" && ok {
+			secrets[id] = []byte(v)
+			continue
+		}
+		if p["env"] != "" {
+			return nil, fmt.Errorf("--secret %q: the variable %s is not set", s, p["env"])
+		}
+		b, err := os.ReadFile(firstOf(file, id))
+		if err != nil {
+			return nil, fmt.Errorf("--secret %q: %w", s, err)
+		}
+		secrets[id] = b
+	}
+	return secrets, nil
+}
+
+// buildContext finds the context: a directory, or nothing with the Dockerfile on stdin.
+func (a *app) buildContext(req *builder.Options, dir string) (clean func(), err error) {
+	clean = func() {}
+	switch {
+	case dir == "-" && req.Dockerfile == "-":
+		return clean, fmt.Errorf("invalid argument: can't use stdin for both build context and dockerfile")
+	case strings.Contains(dir, "://") || strings.HasPrefix(dir, "git@") || strings.HasPrefix(dir, "github.com/"):
+		return clean, fmt.Errorf("cannot build from %q: the context must be a directory on this machine; clone or download it first", dir)
+	case dir == "-" || req.Dockerfile == "-":
+		if req.Text, err = io.ReadAll(io.LimitReader(a.in, maxDockerfile+1)); err != nil {
+			return clean, fmt.Errorf("read the Dockerfile from stdin: %w", err)
+		}
+		if err := checkText(req.Text); err != nil {
+			return clean, err
+		}
+		req.Dockerfile = "-"
+	}
+	if dir == "-" {
+		empty, err := os.MkdirTemp("", "keg-build-")
+		if err != nil {
+			return clean, err
+		}
+		req.Context = empty
+		return func() { os.RemoveAll(empty) }, nil
+	}
+	if req.Context, err = filepath.Abs(dir); err != nil {
+		return clean, err
+	}
+	st, err := os.Stat(req.Context)
+	switch {
+	case err != nil:
+		return clean, fmt.Errorf("unable to prepare context: path %q not found", dir)
+	case !st.IsDir():
+		return clean, fmt.Errorf("unable to prepare context: %q is not a directory", dir)
+	}
+	return clean, nil
+}
+
+const maxDockerfile = 4 << 20
+
+// checkText tells a Dockerfile from an archive.
+func checkText(b []byte) error {
+	switch {
+	case len(b) > maxDockerfile:
+		return fmt.Errorf("the Dockerfile on stdin is larger than 4 MiB")
+	case len(b) > 262 && string(b[257:262]) == "ustar", len(b) > 2 && b[0] == 0x1f && b[1] == 0x8b:
+		return fmt.Errorf("stdin holds an archive: unpack it and name the directory")
+	case len(b) == 0:
+		return fmt.Errorf("the Dockerfile on stdin is empty")
+	}
+	return nil
+}
+
+func (a *app) build1(ctx context.Context, dir string, o *buildFlags) error {
+	req, clean, err := a.buildOptions(dir, o)
+	defer func() { clean() }()
+	if err != nil {
+		return failf("ERROR: %v", err)
+	}
+	show, err := a.buildPrinter(o)
+	if err != nil {
+		return err
+	}
+	eng, err := a.engine()
+	if err != nil {
+		return err
+	}
+	res, err := eng.Build(ctx, req, show.event)
+	show.close()
+	if err != nil {
+		return buildError(ctx, err)
+	}
+	id := res.ConfigID.String()
+	for _, w := range res.Warnings {
+		fmt.Fprintln(a.err, "WARNING:", w)
+	}
+	if o.quiet || o.progress == "quiet" {
+		fmt.Fprintln(a.out, id)
+	}
+	if o.iidfile != "" {
+		if err := os.WriteFile(o.iidfile, []byte(id), 0o666); err != nil {
+			return failf("write the image ID: %v", err)
+		}
+	}
+	return nil
+}
+
+// buildError puts the lines of the Dockerfile that are meant before the sentence.
+func buildError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	var at *builder.Error
+	if errors.As(err, &at) && at.Excerpt != "" {
+		return failf("%sERROR: failed to build: failed to solve: %v", at.Excerpt, err)
+	}
+	return failf("ERROR: failed to build: failed to solve: %v", err)
+}

@@ -1,0 +1,154 @@
+// The table of commands.
+
+package cli
+
+// commands are the words after the program's name. A function, since a table with
+// constructors at package level would be a cycle of initialisation.
+func commands() []entry {
+	return []entry{
+		{name: "run", short: "Create and run a new container from an image", top: 1, make: newRun},
+		{name: "exec", short: "Execute a command in a running container", top: 2, make: newExec},
+		{name: "ps", short: "List containers", top: 3, make: newPs},
+		{name: "build", short: "Build an image from a Dockerfile", top: 4, make: newBuild},
+		{name: "pull", short: "Download an image from a registry", top: 5, make: newPull},
+		{name: "push", short: "Upload an image to a registry", top: 6, make: newPush},
+		{name: "images", short: "List images", top: 7, make: newImages},
+		{name: "login", short: "Authenticate to a registry", top: 8, make: newLogin},
+		{name: "logout", short: "Log out from a registry", top: 9, make: newLogout},
+		{name: "version", short: "Show the version information", top: 10, make: newVersion},
+		{name: "info", short: "Display system-wide information", top: 11, make: newInfo},
+
+		{name: "builder", short: "Manage builds", sub: builderCommands},
+		{name: "container", short: "Manage containers", sub: containerCommands},
+		{name: "image", short: "Manage images", sub: imageCommands},
+		{name: "network", short: "Manage networks", sub: networkCommands},
+		{name: "registry", short: "Serve a registry", sub: registryCommands},
+		{name: "system", short: "Manage the engine", sub: systemCommands},
+		{name: "volume", short: "Manage volumes", sub: volumeCommands},
+
+		{name: "attach", short: "Attach local standard input, output, and error streams to a running container", make: newAttach},
+		{name: "create", short: "Create a new container", make: newCreate},
+		{name: "events", short: "Show what happens, as it happens", make: newEvents},
+		{name: "history", short: "Show the history of an image", make: newHistory},
+		{name: "inspect", short: "Return low-level information on containers, images, volumes and networks", make: newInspect},
+		{name: "kill", short: "Kill one or more running containers", make: newKill},
+		{name: "logs", short: "Fetch the logs of a container", make: newLogs},
+		{name: "pause", short: "Pause all processes within one or more containers", make: newPause},
+		{name: "rename", short: "Rename a container", make: newRename},
+		{name: "restart", short: "Restart one or more containers", make: newRestart},
+		{name: "rm", short: "Remove one or more containers", make: newRm},
+		{name: "rmi", short: "Remove one or more images", make: newRmi},
+		{name: "start", short: "Start one or more stopped containers", make: newStart},
+		{name: "stop", short: "Stop one or more running containers", make: newStop},
+		{name: "tag", short: "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE", make: newTag},
+		{name: "unpause", short: "Unpause all processes within one or more containers", make: newUnpause},
+		{name: "wait", short: "Block until one or more containers stop, then print their exit codes", make: newWait},
+	}
+}
+
+func containerCommands() []entry {
+	return []entry{
+		{name: "attach", short: "Attach local standard input, output, and error streams to a running container", make: newAttach},
+		{name: "create", short: "Create a new container", make: newCreate},
+		{name: "exec", short: "Execute a command in a running container", make: newExec},
+		{name: "inspect", short: "Display detailed information on one or more containers", make: newContainerInspect},
+		{name: "kill", short: "Kill one or more running containers", make: newKill},
+		{name: "logs", short: "Fetch the logs of a container", make: newLogs},
+		{name: "ls", short: "List containers", make: newPs},
+		{name: "pause", short: "Pause all processes within one or more containers", make: newPause},
+		{name: "prune", short: "Remove all stopped containers", make: newContainerPrune},
+		{name: "rename", short: "Rename a container", make: newRename},
+		{name: "restart", short: "Restart one or more containers", make: newRestart},
+		{name: "rm", short: "Remove one or more containers", make: newRm},
+		{name: "run", short: "Create and run a new container from an image", make: newRun},
+		{name: "start", short: "Start one or more stopped containers", make: newStart},
+		{name: "stop", short: "Stop one or more running containers", make: newStop},
+		{name: "unpause", short: "Unpause all processes within one or more containers", make: newUnpause},
+		{name: "wait", short: "Block until one or more containers stop, then print their exit codes", make: newWait},
+	}
+}
+
+func imageCommands() []entry {
+	return []entry{
+		{name: "build", short: "Build an image from a Dockerfile", make: newBuild},
+		{name: "history", short: "Show the history of an image", make: newHistory},
+		{name: "inspect", short: "Display detailed information on one or more images", make: newImageInspect},
+		{name: "ls", short: "List images", make: newImages},
+		{name: "prune", short: "Remove unused images", make: newImagePrune},
+		{name: "pull", short: "Download an image from a registry", make: newPull},
+		{name: "push", short: "Upload an image to a registry", make: newPush},
+		{name: "rm", short: "Remove one or more images", make: newRmi},
+		{name: "tag", short: "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE", make: newTag},
+	}
+}
+
+func volumeCommands() []entry {
+	return []entry{
+		{name: "create", short: "Create a volume", make: newVolumeCreate},
+		{name: "inspect", short: "Display detailed information on one or more volumes", make: newVolumeInspect},
+		{name: "ls", short: "List volumes", make: newVolumeLs},
+		{name: "prune", short: "Remove unused local volumes", make: newVolumePrune},
+		{name: "rm", short: "Remove one or more volumes", make: newVolumeRm},
+	}
+}
+
+func networkCommands() []entry {
+	return []entry{
+		{name: "create", short: "Create a network", make: newNetworkCreate},
+		{name: "inspect", short: "Display detailed information on one or more networks", make: newNetworkInspect},
+		{name: "ls", short: "List networks", make: newNetworkLs},
+		{name: "prune", short: "Remove all unused networks", make: newNetworkPrune},
+		{name: "rm", short: "Remove one or more networks", make: newNetworkRm},
+	}
+}
+
+func systemCommands() []entry {
+	return []entry{
+		{name: "check", short: "Verify what is stored and say what is damaged", make: newCheck},
+		{name: "df", short: "Show disk usage", make: newDf},
+		{name: "events", short: "Show what happens, as it happens", make: newEvents},
+		{name: "info", short: "Display system-wide information", make: newInfo},
+		{name: "prune", short: "Remove unused data", make: newSystemPrune},
+	}
+}
+
+func builderCommands() []entry {
+	return []entry{
+		{name: "build", short: "Build an image from a Dockerfile", make: newBuild},
+		{name: "prune", short: "Remove build cache", make: newBuilderPrune},
+	}
+}
+
+func registryCommands() []entry {
+	return []entry{
+		{name: "serve", short: "Serve an OCI registry", make: newRegistryServe},
+	}
+}
+
+// longForm tells group and name of a short command, shortForm the way back.
+func longForm(short string) (group, name string) {
+	switch short {
+	case "ps":
+		return "container", "ls"
+	case "images":
+		return "image", "ls"
+	case "rmi":
+		return "image", "rm"
+	case "build", "history", "pull", "push", "tag":
+		return "image", short
+	case "events", "info":
+		return "system", short
+	case "attach", "create", "exec", "kill", "logs", "pause", "rename", "restart", "rm", "run", "start", "stop", "unpause", "wait":
+		return "container", short
+	}
+	return "", ""
+}
+
+func shortForm(group, name string) string {
+	for _, short := range []string{name, "ps", "images", "rmi"} {
+		if g, n := longForm(short); g == group && n == name {
+			return short
+		}
+	}
+	return ""
+}

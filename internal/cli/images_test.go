@@ -1,0 +1,252 @@
+package cli
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	dimage "github.com/moby/moby/api/types/image"
+	"github.com/opencontainers/go-digest"
+
+	"keg/internal/builder"
+	"keg/internal/engine"
+	"keg/internal/fault"
+	"keg/internal/image"
+	"keg/internal/registry"
+)
+
+const someDigest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+func TestPull(t *testing.T) {
+	f := &fake{pullEvents: []engine.PullEvent{{ID: "latest", Status: "Pulling from library/nginx"}, {Status: "Digest: " + someDigest}}}
+	keg(t, f, "pull", "nginx").want(t, 0, "Using default tag: latest\nlatest: Pulling from library/nginx\nDigest: "+someDigest+"\ndocker.io/library/nginx:latest\n", "")
+	keg(t, f, "pull", "-q", "nginx:1").want(t, 0, "docker.io/library/nginx:1\n", "")
+	keg(t, f, "pull", "-q", "localhost:5000/x@"+someDigest).want(t, 0, "localhost:5000/x@"+someDigest+"\n", "")
+	if keg(t, f, "pull", "-q", "--platform", "linux/arm64", "nginx"); f.pull.Platform == nil || f.pull.Platform.Architecture != "arm64" {
+		t.Errorf("platform %v", f.pull.Platform)
+	}
+	if kegWith(t, f, "", map[string]string{"DOCKER_DEFAULT_PLATFORM": "linux/386"}, "pull", "-q", "nginx"); f.pull.Platform.Architecture != "386" {
+		t.Errorf("DOCKER_DEFAULT_PLATFORM: %v", f.pull.Platform)
+	}
+	if r := keg(t, f, "pull", "UPPER"); r.code != 1 || !strings.Contains(r.err, "must be lowercase") || strings.Contains(r.err, "daemon") {
+		t.Errorf("%+v", r)
+	}
+	f = &fake{err: fault.Errorf(fault.Denied, "pull access denied for x, repository does not exist or may require 'docker login'")}
+	keg(t, f, "pull", "-q", "x").want(t, 1, "", "Error response from daemon: pull access denied for x, repository does not exist or may require 'docker login'\n")
+}
+
+func TestPush(t *testing.T) {
+	f := &fake{pushed: image.Descriptor{Digest: someDigest, Size: 528}, pullEvents: []engine.PullEvent{
+		{ID: "aaaaaaaaaaaa", Status: "Preparing"}, {ID: "aaaaaaaaaaaa", Status: "Pushing", Current: 5, Total: 9}, {ID: "aaaaaaaaaaaa", Status: "Pushed", Current: 9, Total: 9},
+	}}
+	keg(t, f, "push", "localhost:5000/x:1").want(t, 0, "The push refers to repository [localhost:5000/x]\naaaaaaaaaaaa: Preparing\naaaaaaaaaaaa: Pushed\n1: digest: "+someDigest+" size: 528\n", "")
+	keg(t, f, "push", "-q", "x").want(t, 0, "docker.io/library/x:latest\n", "")
+	f.images = []dimage.Summary{{RepoTags: []string{"x:1", "x:2", "y:1"}}}
+	keg(t, f, "push", "-q", "-a", "x").want(t, 0, "docker.io/library/x:1\ndocker.io/library/x:2\n", "")
+	keg(t, f, "push", "-a", "x:1").want(t, 1, "", "tag can't be used with --all-tags/-a\n")
+	keg(t, f, "push", "-a", "z").want(t, 1, "", "Error response from daemon: An image does not exist locally with the tag: z\n")
+}
+
+func TestTagAndRmi(t *testing.T) {
+	f := &fake{deleted: []dimage.DeleteResponse{{Untagged: "x:1"}, {Deleted: someDigest}}, errFor: map[string]error{"nope": fault.NotFoundf("No such image: nope"), "used": fault.Conflictf("conflict: unable to remove")}}
+	keg(t, f, "tag", "x", "y:1").want(t, 0, "", "")
+	if f.calls[0] != "tag x y:1" {
+		t.Errorf("calls %q", f.calls)
+	}
+	keg(t, f, "rmi", "x:1").want(t, 0, "Untagged: x:1\nDeleted: "+someDigest+"\n", "")
+	f.deleted = nil
+	keg(t, f, "image", "rm", "nope", "used").want(t, 1, "", "Error response from daemon: No such image: nope\nError response from daemon: conflict: unable to remove\n")
+	keg(t, f, "rmi", "-f", "nope").want(t, 0, "", "Error response from daemon: No such image: nope\n")
+	keg(t, f, "rmi", "-f", "nope", "used").want(t, 1, "", "Error response from daemon: No such image: nope\nError response from daemon: conflict: unable to remove\n")
+}
+
+func TestImagesPassesOptionsAndHints(t *testing.T) {
+	f := &fake{}
+	keg(t, f, "images", "-a", "-f", "dangling=true", "-f", "label=x", "-f", "label=y", "kv-*").want(t, 0, "REPOSITORY   TAG       IMAGE ID   CREATED   SIZE\n", "")
+	if o := f.imageList; !o.All || o.Ref != "kv-*" || strings.Join(o.Filter["label"], ",") != "x,y" || o.Filter["dangling"][0] != "true" {
+		t.Errorf("options %+v", o)
+	}
+	keg(t, f, "images", "ls").want(t, 0, "REPOSITORY   TAG       IMAGE ID   CREATED   SIZE\n", "No images found matching \"ls\": did you mean \"keg image ls\"?\n")
+	keg(t, f, "images", "-f", "x").want(t, 125, "", "invalid argument \"x\" for \"-f, --filter\" flag: bad format of filter (expected name=value)\n\nUsage:  keg images [OPTIONS] [REPOSITORY[:TAG]]\n\nRun 'keg images --help' for more information\n")
+}
+
+func buildEvents(now time.Time) []builder.Event {
+	s, e := now.Add(-3*time.Second), now.Add(-500*time.Millisecond)
+	return []builder.Event{
+		{Vertex: 1, Name: "[internal] load build definition from Dockerfile", Started: &s}, {Vertex: 1, Status: "transferring dockerfile: 31B done"}, {Vertex: 1, Finished: &e},
+		{Vertex: 2, Name: "[1/2] FROM base", Started: &s}, {Vertex: 3, Name: "[2/2] RUN make\x1b[31m", Started: &s, Reason: "COPY of a.c differs"},
+		{Vertex: 2, Cached: true, Finished: &e},
+		{Vertex: 3, Log: []byte("one\ntw")}, {Vertex: 3, Log: []byte("o\nthree")}, {Vertex: 3, Finished: &e},
+	}
+}
+
+func TestBuild(t *testing.T) {
+	dir := t.TempDir()
+	iid := filepath.Join(dir, "iid")
+	f := &fake{built: &builder.Result{ConfigID: someDigest, Warnings: []string{"FromAsCasing"}}, events: buildEvents(fixedNow)}
+	r := kegWith(t, f, "", map[string]string{"TOKEN": "t"}, "build", "--progress", "plain", "-t", "kv-web:1.0", "-t", "x", "--build-arg", "A=1", "--build-arg", "TOKEN", "--label", "l=v",
+		"--target", "dev", "--no-cache", "--pull", "--platform", "linux/arm64", "--network", "host", "--add-host", "a:1.2.3.4", "--shm-size", "1m", "-f", "Other", "--iidfile", iid, "--load", dir)
+	r.want(t, 0, "", `#1 [internal] load build definition from Dockerfile
+#1 transferring dockerfile: 31B done
+#1 DONE 2.5s
+
+#2 [1/2] FROM base
+
+#3 [2/2] RUN make\x1b[31m
+#3 not cached: COPY of a.c differs
+
+#2 [1/2] FROM base
+#2 CACHED
+
+#3 [2/2] RUN make\x1b[31m
+#3 3.000 one
+#3 3.000 two
+#3 3.000 three
+#3 DONE 2.5s
+WARNING: FromAsCasing
+`)
+	o := f.build
+	if o.Context != dir || o.Dockerfile != "Other" || o.Target != "dev" || !o.NoCache || !o.Pull || o.Network != "host" || o.ShmSize != 1<<20 ||
+		o.Platform.Architecture != "arm64" || *o.Args["A"] != "1" || o.Args["TOKEN"] != nil || o.Env["TOKEN"] != "t" || o.Labels["l"] != "v" || o.ExtraHosts[0] != "a:1.2.3.4" || len(o.Tags) != 2 {
+		t.Errorf("options %+v", o)
+	}
+	if _, ok := o.Args["TOKEN"]; !ok {
+		t.Error("--build-arg NAME is lost")
+	}
+	if b, _ := os.ReadFile(iid); string(b) != someDigest {
+		t.Errorf("iidfile holds %q", b)
+	}
+	f.built.Warnings = nil
+	keg(t, f, "build", "-q", dir).want(t, 0, someDigest+"\n", "")
+	keg(t, f, "builder", "build", "--progress", "x", dir).want(t, 1, "", "invalid progress type \"x\": must be one of \"auto\", \"plain\", \"tty\" or \"quiet\"\n")
+}
+
+func TestBuildContexts(t *testing.T) {
+	f := &fake{built: &builder.Result{ConfigID: digest.Digest(someDigest)}}
+	dir := t.TempDir()
+	kegWith(t, f, "FROM scratch\n", nil, "build", "-q", "-f", "-", dir).want(t, 0, someDigest+"\n", "")
+	if f.build.Dockerfile != "-" || string(f.build.Text) != "FROM scratch\n" || f.build.Context != dir {
+		t.Errorf("options %+v", f.build)
+	}
+	kegWith(t, f, "FROM scratch\n", nil, "build", "-q", "-").want(t, 0, someDigest+"\n", "")
+	if _, err := os.Stat(f.build.Context); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the empty context %q is left behind: %v", f.build.Context, err)
+	}
+	file := filepath.Join(dir, "f")
+	os.WriteFile(file, nil, 0o600)
+	for args, want := range map[string]string{
+		"-f - -":                    "ERROR: invalid argument: can't use stdin for both build context and dockerfile\n",
+		"/nope":                     "ERROR: unable to prepare context: path \"/nope\" not found\n",
+		file:                        "ERROR: unable to prepare context: \"" + file + "\" is not a directory\n",
+		"https://example.com/x.git": "ERROR: cannot build from \"https://example.com/x.git\": the context must be a directory on this machine; clone or download it first\n",
+		"-t UPPER " + dir:           "ERROR: invalid tag \"UPPER\": invalid reference format: repository name must be lowercase: \"UPPER\"\n",
+		"-":                         "ERROR: the Dockerfile on stdin is empty\n",
+		"--sbom=true " + dir:        "ERROR: --sbom=true is not supported: images are made without attestations\n",
+	} {
+		keg(t, f, append([]string{"build"}, strings.Fields(args)...)...).want(t, 1, "", want)
+	}
+	kegWith(t, f, "\x1f\x8b\x08", nil, "build", "-").want(t, 1, "", "ERROR: stdin holds an archive: unpack it and name the directory\n")
+	now := fixedNow
+	failed := &fake{err: errors.New("exit code: 1"), events: append(buildEvents(now)[:7], builder.Event{Vertex: 3, Err: errors.New("exit code: 1"), Finished: &now})}
+	if r := keg(t, failed, "build", dir); r.code != 1 || !strings.HasSuffix(r.err, "#3 3.000 tw\n#3 ERROR: exit code: 1\n------\n > [2/2] RUN make\\x1b[31m:\none\ntw\n------\nERROR: failed to build: failed to solve: exit code: 1\n") {
+		t.Errorf("%+v", r)
+	}
+	at := &builder.Error{File: "Dockerfile", Line: 2, Excerpt: "Dockerfile:2\n--------------------\n   2 | >>> RUN false\n--------------------\n", Err: errors.New("exit code: 1")}
+	keg(t, &fake{err: at}, "build", "-q", dir).want(t, 1, "", at.Excerpt+"ERROR: failed to build: failed to solve: exit code: 1\n")
+	kegWith(t, f, "", map[string]string{"TOKEN": "t0p"}, "build", "-q", "--secret", "id=TOKEN", "--secret", "id=a,src="+filepath.Join(dir, "f"), "--secret", "id=b,env=TOKEN", dir).want(t, 0, someDigest+"\n", "")
+	if s := f.build.Secrets; string(s["TOKEN"]) != "t0p" || s["a"] == nil || string(s["b"]) != "t0p" {
+		t.Errorf("secrets %q", s)
+	}
+	keg(t, f, "build", "-q", "--secret", "id=x,env=NOPE", dir).want(t, 1, "", "ERROR: --secret \"id=x,env=NOPE\": the variable NOPE is not set\n")
+	keg(t, &fake{err: errors.New("process failed")}, "build", "-q", dir).want(t, 1, "", "ERROR: failed to build: failed to solve: process failed\n")
+}
+
+// The screen must stay inside its lines: as many up as it wrote before.
+func TestBuildScreen(t *testing.T) {
+	var out strings.Builder
+	now := fixedNow
+	s := &buildScreen{w: &out, now: func() time.Time { return now }, start: now.Add(-3 * time.Second), width: 40, height: 24, stop: make(chan struct{})}
+	for _, e := range buildEvents(now)[:7] {
+		s.event(e)
+	}
+	s.event(builder.Event{Vertex: 2, Status: "one done"})
+	s.event(builder.Event{Vertex: 2, Status: "two"})
+	s.draw()
+	want := "\x1b[J[+] Building 3.0s (2/3)\n" +
+		" => [internal] load build definiti 2.5s\n" +
+		" => => transferring dockerfile: 31 2.5s\n" +
+		" => CACHED [1/2] FROM base         2.5s\n" +
+		" => => one                         2.5s\n" +
+		" => => two                         2.5s\n" +
+		" => [2/2] RUN make\\x1b[31m         3.0s\n" +
+		" => => # one\n"
+	if out.String() != want {
+		t.Errorf("screen:\n%q\nwant\n%q", out.String(), want)
+	}
+	out.Reset()
+	s.event(builder.Event{Vertex: 3, Err: errors.New("exit 1"), Finished: &now})
+	s.close()
+	if got := out.String(); !strings.HasPrefix(got, "\x1b[8A\r\x1b[J") || !strings.Contains(got, "=> ERROR [2/2]") || !strings.HasSuffix(got, "------\n > [2/2] RUN make\\x1b[31m:\none\ntw\n------\n") {
+		t.Errorf("end:\n%q", got)
+	}
+}
+
+// A line of progress on a terminal is redrawn in place and never wraps.
+func TestPullProgressOnATerminal(t *testing.T) {
+	var out strings.Builder
+	p := &progress{w: &out, tty: true, width: 60, now: func() time.Time { return fixedNow }, lines: map[string]int{}, last: map[string]drawn{}}
+	p.event(engine.PullEvent{ID: "a", Status: "Pulling fs layer"})
+	p.event(engine.PullEvent{ID: "b\x1b[2J", Status: "Pulling fs layer"})
+	p.event(engine.PullEvent{ID: "a", Status: "Downloading", Current: 50, Total: 100})
+	p.event(engine.PullEvent{ID: "a", Status: "Downloading", Current: 60, Total: 100}) // too soon
+	p.event(engine.PullEvent{ID: "a", Status: "Pull complete"})
+	want := "a: Pulling fs layer\nb\\x1b[2J: Pulling fs layer\n" +
+		"\x1b[2A\x1b[2K\ra: Downloading [===========>          ]  50B/100B\x1b[2B\r" +
+		"\x1b[2A\x1b[2K\ra: Pull complete\x1b[2B\r"
+	if out.String() != want {
+		t.Errorf("%q\nwant\n%q", out.String(), want)
+	}
+}
+
+func TestLogin(t *testing.T) {
+	f := &fake{}
+	kegWith(t, f, "s3cret\n", nil, "login", "-u", "me", "--password-stdin", "localhost:5000").want(t, 0, "Login Succeeded\n", "")
+	if f.login != (registry.Credentials{Username: "me", Password: "s3cret"}) || f.calls[0] != "login localhost:5000" {
+		t.Errorf("%+v %q", f.login, f.calls)
+	}
+	keg(t, f, "login", "-u", "me", "-p", "x", "https://index.docker.io/v1/").want(t, 0, "Login Succeeded\n", "WARNING! Using --password via the CLI is insecure. Use --password-stdin.\n")
+	if f.calls[1] != "login docker.io" {
+		t.Errorf("calls %q", f.calls)
+	}
+	f.stored = registry.Credentials{Username: "old", Password: "y"}
+	keg(t, f, "login").want(t, 0, "Login Succeeded\n", "Authenticating with existing credentials... [Username: old]\n")
+	for args, want := range map[string]string{
+		"--password-stdin":           "the --password-stdin option requires --username to be set\n",
+		"-u x -p y --password-stdin": "conflicting options: cannot specify both --password and --password-stdin\n",
+		"-u x --password-stdin":      "password is empty\n",
+		"-u x":                       "Error: Cannot perform an interactive login from a non TTY device\n",
+	} {
+		keg(t, f, append([]string{"login"}, strings.Fields(args)...)...).want(t, 1, "", want)
+	}
+	keg(t, f, "logout", "localhost:5000").want(t, 0, "Removing login credentials for localhost:5000\n", "")
+	keg(t, &fake{err: fault.Errorf(fault.NotModified, "Not logged in to x")}, "logout", "x").want(t, 0, "Removing login credentials for x\n", "")
+	keg(t, f, "logout").want(t, 0, "Removing login credentials for https://index.docker.io/v1/\n", "")
+}
+
+func TestRegistryServe(t *testing.T) {
+	f := &fake{}
+	t.Chdir(t.TempDir())
+	os.WriteFile("users", nil, 0o600)
+	keg(t, f, "registry", "serve", "--addr", ":0", "--dir", "reg", "--htpasswd", "users", "--read-only", "--delete").want(t, 0, "registry is listening on 127.0.0.1:5000\n", "")
+	wd, _ := os.Getwd()
+	if f.serveAddr != ":0" || f.serveDir != filepath.Join(wd, "reg") || f.serve.Htpasswd != "users" || !f.serve.ReadOnly || !f.serve.Delete || f.serve.Log == nil {
+		t.Errorf("%q %q %+v", f.serveAddr, f.serveDir, f.serve)
+	}
+	if keg(t, f, "registry", "serve", "-q"); f.serveAddr != ":5000" || f.serveDir != "" || f.serve.Log != nil {
+		t.Errorf("defaults %q %q %+v", f.serveAddr, f.serveDir, f.serve)
+	}
+	keg(t, f, "registry", "serve", "--htpasswd", "none").want(t, 1, "", "--htpasswd: stat none: no such file or directory\n")
+}

@@ -1,0 +1,115 @@
+package container
+
+// Capabilities and --security-opt.
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/moby/moby/api/types/container"
+
+	"keg/internal/fault"
+)
+
+// capNames in the kernel's order (capability.h).
+var capNames = [...]string{"CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID",
+	"SETPCAP", "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
+	"SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE",
+	"SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN",
+	"SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE"}
+
+// defaultCaps are Docker's fourteen.
+var defaultCaps = [...]string{"CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP",
+	"SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"}
+
+// capabilities applies --cap-add and --cap-drop to the default set, as Docker does: ALL on
+// one side, exceptions on the other.
+func capabilities(h *container.HostConfig) ([]string, error) {
+	add, err := normalizeCaps(h.CapAdd)
+	if err != nil {
+		return nil, err
+	}
+	drop, err := normalizeCaps(h.CapDrop)
+	if err != nil {
+		return nil, err
+	}
+	set := defaultCaps[:]
+	switch {
+	case h.Privileged || slices.Contains(add, "ALL"):
+		set, add = capNames[:], nil
+		if h.Privileged {
+			drop = nil
+		}
+	case slices.Contains(drop, "ALL"):
+		set, drop = nil, nil
+	}
+	var caps []string
+	for _, c := range capNames {
+		if (slices.Contains(set, c) || slices.Contains(add, c)) && !slices.Contains(drop, c) && !slices.Contains(drop, "ALL") {
+			caps = append(caps, "CAP_"+c)
+		}
+	}
+	return caps, nil
+}
+
+// AllCapabilities are those that the kernel knows, for exec --privileged.
+func AllCapabilities() []string {
+	caps, _ := capabilities(&container.HostConfig{Privileged: true})
+	return caps
+}
+
+func normalizeCaps(list []string) ([]string, error) {
+	var out []string
+	for _, c := range list {
+		n := strings.TrimPrefix(strings.ToUpper(c), "CAP_")
+		if n != "ALL" && !slices.Contains(capNames[:], n) {
+			return nil, fault.Invalidf("invalid capability: %q", c)
+		}
+		out = append(out, n)
+	}
+	return out, nil
+}
+
+// Security is HostConfig.SecurityOpt as understood.
+type Security struct {
+	NoNewPrivileges bool
+	Seccomp         string // "": the default policy; "unconfined"; otherwise a profile as JSON
+	AppArmor        string
+}
+
+// ParseSecurity reads the security options; an unknown one is refused, never ignored.
+func ParseSecurity(h *container.HostConfig) (s Security, err error) {
+	if h.Privileged {
+		s.Seccomp, s.AppArmor = "unconfined", "unconfined"
+	}
+	for _, o := range h.SecurityOpt {
+		if o == "no-new-privileges" {
+			s.NoNewPrivileges = true
+			continue
+		}
+		k, v, ok := strings.Cut(o, "=")
+		if !ok {
+			k, v, ok = strings.Cut(o, ":") // the older form
+		}
+		if !ok {
+			return s, fault.Invalidf("invalid --security-opt: %q", o)
+		}
+		switch k {
+		case "no-new-privileges":
+			if v != "true" && v != "false" {
+				return s, fault.Invalidf("invalid --security-opt: %q", o)
+			}
+			s.NoNewPrivileges = v == "true"
+		case "seccomp":
+			if s.Seccomp = v; v == "builtin" {
+				s.Seccomp = ""
+			}
+		case "apparmor":
+			s.AppArmor = v
+		case "label", "systempaths": // nothing to do: no SELinux; systempaths arrives as empty path lists
+		default:
+			return s, fault.Invalidf("invalid --security-opt: %q", o)
+		}
+	}
+	return s, nil
+}

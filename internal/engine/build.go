@@ -1,0 +1,117 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+
+	"keg/internal/builder"
+	"keg/internal/fault"
+	"keg/internal/image"
+	"keg/internal/monitor"
+)
+
+// Build builds an image; Deps of the builder are the engine's business.
+func (e *Engine) Build(ctx context.Context, o builder.Options, progress func(builder.Event)) (_ *builder.Result, err error) {
+	use, err := e.busy(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer use.end()
+	runner := &stepRunner{roots: monitor.Roots{Root: e.opt.Root, Run: e.opt.Run}}
+	defer func() { err = errors.Join(err, runner.close()) }()
+	if progress == nil {
+		progress = func(builder.Event) {}
+	}
+	res, err := builder.Build(ctx, o, builder.Deps{
+		Store: e.store, Snapshots: e.snapshots, Steps: e.stepsDir(), Run: e.opt.Run,
+		Images: bases{e}, Runner: runner, Progress: progress,
+	})
+	if err != nil {
+		return nil, err
+	}
+	r, err := e.remember(res.Manifest)
+	if err != nil {
+		return nil, err
+	}
+	e.imageEvent("build", string(r.ID), string(r.ID), r.Labels)
+	for _, tag := range o.Tags {
+		e.imageEvent("tag", string(r.ID), tag.Familiar(), r.Labels)
+	}
+	return res, nil
+}
+
+// bases finds the images of FROM and COPY --from for the builder.
+type bases struct{ e *Engine }
+
+func (b bases) Base(ctx context.Context, ref image.Reference, p image.Platform, pull bool) (builder.Base, error) {
+	f, err := b.e.base(ctx, ref, p, pull)
+	if err != nil {
+		return builder.Base{}, err
+	}
+	cfg, err := b.e.config(f.ID)
+	return builder.Base{Ref: ref, Digest: f.Desc.Digest, ConfigID: f.ID, Config: cfg}, err
+}
+
+// base is the image of that name: here and for the platform, else carried, else pulled.
+func (e *Engine) base(ctx context.Context, ref image.Reference, p image.Platform, pull bool) (found, error) {
+	if !pull {
+		f, err := e.named(ref)
+		if err == nil && image.Matches(p, f.Platform) {
+			return f, nil
+		}
+		if err != nil && !fault.Is(err, fault.NotFound) {
+			return found{}, err
+		}
+	}
+	if f, ok, err := e.carry(ctx, ref, &p); ok || err != nil {
+		return f, err
+	}
+	if _, err := e.Pull(ctx, ref, PullOptions{Platform: &p}); err != nil {
+		return found{}, err
+	}
+	return e.named(ref)
+}
+
+// stepRunner runs RUN steps in a small process that is started for the first of them.
+type stepRunner struct {
+	roots monitor.Roots
+	mu    sync.Mutex
+	b     *monitor.Builder
+}
+
+func (r *stepRunner) Run(ctx context.Context, s builder.Step, out io.Writer) (int, error) {
+	b, err := r.builder(ctx)
+	if err != nil {
+		return 0, err
+	}
+	mounts := make([]monitor.Mount, len(s.Mounts))
+	for i, m := range s.Mounts {
+		mounts[i] = monitor.Mount(m)
+	}
+	return b.Run(ctx, monitor.Step{Key: s.Key, Args: s.Args, Env: s.Env, Dir: s.Dir, User: s.User, Hostname: s.Hostname,
+		Network: s.Network, ExtraHosts: s.ExtraHosts, ShmSize: s.ShmSize, Stdin: s.Stdin, Mounts: mounts, Privileged: s.Privileged}, out)
+}
+
+func (r *stepRunner) builder(ctx context.Context) (*monitor.Builder, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.b != nil {
+		return r.b, nil
+	}
+	// The process serves the whole build, not the step that came first.
+	b, err := monitor.StartBuilder(context.WithoutCancel(ctx), r.roots)
+	if err != nil {
+		return nil, err
+	}
+	r.b = b
+	return b, nil
+}
+
+func (r *stepRunner) close() error {
+	if r.b == nil {
+		return nil
+	}
+	return r.b.Close()
+}

@@ -1,0 +1,253 @@
+package engine
+
+import (
+	"context"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	dimage "github.com/moby/moby/api/types/image"
+	"github.com/opencontainers/go-digest"
+
+	"keg/internal/fault"
+	"keg/internal/image"
+	"keg/internal/store"
+)
+
+// ImageListOptions are those of docker images.
+type ImageListOptions struct {
+	All    bool
+	Ref    string // repository[:tag] pattern, or ""
+	Filter Filter
+}
+
+// Images lists as the Engine API does (newest first).
+func (e *Engine) Images(ctx context.Context, o ImageListOptions) ([]dimage.Summary, error) {
+	if err := o.Filter.only("dangling", "label", "label!", "before", "since", "reference", "until"); err != nil {
+		return nil, err
+	}
+	a, err := e.album()
+	if err != nil {
+		return nil, err
+	}
+	pick, err := e.imagePicker(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	used, err := e.imageUsers()
+	if err != nil {
+		return nil, err
+	}
+	sums := []dimage.Summary{}
+	for _, r := range a.images {
+		names, ok := pick(r, a.names[r.ID])
+		if !ok {
+			continue
+		}
+		m := r.Manifests[0]
+		sums = append(sums, dimage.Summary{
+			Containers: int64(len(used[r.ID])), Created: r.Created.Unix(), ID: string(r.ID), Labels: r.Labels,
+			Descriptor: &m, RepoTags: repoTags(names), RepoDigests: repoDigests(names), SharedSize: -1, Size: r.Size,
+		})
+	}
+	return sums, nil
+}
+
+// imagePicker turns the options into one question about an image; the answer is the names
+// that are shown of it.
+func (e *Engine) imagePicker(ctx context.Context, o ImageListOptions) (func(*imageRecord, []store.Named) ([]store.Named, bool), error) {
+	dangling, danglingSet, err := o.Filter.boolean("dangling")
+	if err != nil {
+		return nil, err
+	}
+	until, err := o.Filter.until(time.Now())
+	if err != nil {
+		return nil, err
+	}
+	edge := func(key string) (time.Time, error) {
+		if len(o.Filter[key]) == 0 {
+			return time.Time{}, nil
+		}
+		f, err := e.lookup(ctx, o.Filter[key][0])
+		if err != nil {
+			return time.Time{}, err
+		}
+		return f.Created, nil
+	}
+	before, err := edge("before")
+	if err != nil {
+		return nil, err
+	}
+	since, err := edge("since")
+	if err != nil {
+		return nil, err
+	}
+	patterns := slices.Clone(o.Filter["reference"])
+	if o.Ref != "" {
+		patterns = append(patterns, o.Ref)
+	}
+	for _, p := range patterns {
+		if _, err := path.Match(p, ""); err != nil {
+			return nil, fault.Invalidf("invalid filter 'reference=%s': %w", p, err)
+		}
+	}
+	return func(r *imageRecord, names []store.Named) ([]store.Named, bool) {
+		if danglingSet && dangling != (len(repoTags(names)) == 0) ||
+			!o.Filter.labels(r.Labels) ||
+			!before.IsZero() && !r.Created.Before(before) ||
+			!since.IsZero() && !r.Created.After(since) ||
+			!until.IsZero() && !r.Created.Before(until) {
+			return nil, false
+		}
+		if len(patterns) == 0 {
+			return names, true
+		}
+		names = slices.DeleteFunc(slices.Clone(names), func(n store.Named) bool { return !matchesAny(patterns, n.Ref) })
+		return names, len(names) > 0
+	}, nil
+}
+
+// matchesAny: a pattern names a repository, with tag or digest or without; "*" stays
+// within one part of the path, as everywhere in Docker.
+func matchesAny(patterns []string, ref image.Reference) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		for _, s := range []string{ref.Familiar(), ref.FamiliarName(), ref.String(), ref.Name()} {
+			if ok, _ := path.Match(p, s); ok {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// imageUsers tells which containers use an image.
+func (e *Engine) imageUsers() (map[digest.Digest][]string, error) {
+	ids, err := e.containers.List()
+	if err != nil {
+		return nil, err
+	}
+	used := map[digest.Digest][]string{}
+	for _, id := range ids {
+		if r, err := e.containers.Get(id); err == nil {
+			used[r.ImageID] = append(used[r.ImageID], id)
+		}
+	}
+	return used, nil
+}
+
+// InspectImage finds by name, id or unique id prefix.
+func (e *Engine) InspectImage(ctx context.Context, ref string) (dimage.InspectResponse, error) {
+	f, err := e.lookup(ctx, ref)
+	if err != nil {
+		return dimage.InspectResponse{}, err
+	}
+	c, err := e.config(f.ID)
+	if err != nil {
+		return dimage.InspectResponse{}, err
+	}
+	a, err := e.album()
+	if err != nil {
+		return dimage.InspectResponse{}, err
+	}
+	names := a.names[f.ID]
+	res := dimage.InspectResponse{
+		ID: string(f.ID), RepoTags: repoTags(names), RepoDigests: repoDigests(names), Author: c.Author,
+		Config: &c.Config, Architecture: c.Architecture, Variant: c.Variant, Os: c.OS, OsVersion: c.OSVersion,
+		Size: f.Size, RootFS: dimage.RootFS{Type: "layers"}, Metadata: dimage.Metadata{LastTagTime: lastTagged(names)},
+		Descriptor: &f.Desc,
+	}
+	if c.Created != nil {
+		res.Created = c.Created.Format(time.RFC3339Nano)
+	}
+	for _, d := range f.Stack {
+		res.RootFS.Layers = append(res.RootFS.Layers, string(d))
+	}
+	if n := len(c.History); n > 0 {
+		res.Comment = c.History[n-1].Comment
+	}
+	return res, nil
+}
+
+func lastTagged(names []store.Named) (t time.Time) {
+	for _, n := range names {
+		if n.Ref.Tag != "" && n.Updated.After(t) {
+			t = n.Updated
+		}
+	}
+	return t
+}
+
+// Tag points target at the image source.
+func (e *Engine) Tag(ctx context.Context, source, target string) error {
+	ref, err := image.ParseRepository(target)
+	if err != nil {
+		return fault.Invalidf("Error parsing reference: %q is not a valid repository/tag: %w", target, err)
+	}
+	if ref.Digest != "" {
+		return fault.Invalidf("refusing to create a tag with a digest reference")
+	}
+	ref.Tag = orElse(ref.Tag, image.DefaultTag)
+	f, err := e.lookup(ctx, source)
+	if fault.Is(err, fault.NotFound) { // a carried image may be tagged before its first use
+		if src, perr := image.ParseReference(source); perr == nil {
+			if c, ok, cerr := e.carry(ctx, src, nil); ok {
+				f, err = c, cerr
+			}
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := e.store.Tag(ref, f.Desc); err != nil {
+		return err
+	}
+	e.imageEvent("tag", string(f.ID), ref.Familiar(), f.Labels)
+	return nil
+}
+
+// History lists the steps of an image, newest first. Only the top has an id: the layers
+// below belong to no image of their own.
+func (e *Engine) History(ctx context.Context, ref string) ([]dimage.HistoryResponseItem, error) {
+	f, err := e.lookup(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	c, err := e.config(f.ID)
+	if err != nil {
+		return nil, err
+	}
+	a, err := e.album()
+	if err != nil {
+		return nil, err
+	}
+	items := []dimage.HistoryResponseItem{}
+	layer := 0
+	for _, h := range c.History {
+		item := dimage.HistoryResponseItem{ID: "<missing>", CreatedBy: h.CreatedBy, Comment: h.Comment}
+		if h.Created != nil {
+			item.Created = h.Created.Unix()
+		}
+		if !h.EmptyLayer {
+			if layer == len(f.Stack) {
+				return nil, fault.Invalidf("image %s tells of more layers in its history than it has", image.ShortID(string(f.ID)))
+			}
+			layer++
+			if _, item.Size, err = e.snapshots.LayerSize(f.Stack[:layer]); err != nil {
+				return nil, err
+			}
+		}
+		items = append(items, item)
+	}
+	slices.Reverse(items)
+	if len(items) > 0 {
+		items[0].ID = string(f.ID)
+		items[0].Tags = repoTags(a.names[f.ID])
+	}
+	return items, nil
+}
+
+// isIDPrefix reports whether what the user typed is (the beginning of) the id itself.
+func isIDPrefix(id digest.Digest, typed string) bool {
+	return strings.HasPrefix(string(id), typed) || strings.HasPrefix(id.Encoded(), typed)
+}

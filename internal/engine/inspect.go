@@ -1,0 +1,66 @@
+package engine
+
+import (
+	"context"
+	"path/filepath"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/storage"
+
+	ctr "keg/internal/container"
+	"keg/internal/image"
+)
+
+// Inspect returns Docker's inspect record; size adds SizeRw and SizeRootFs.
+func (e *Engine) Inspect(ctx context.Context, ref string, size bool) (container.InspectResponse, error) {
+	r, st, err := e.view(ctx, ref)
+	if err != nil {
+		return container.InspectResponse{}, err
+	}
+	c := one{r, st}
+	dir := e.containers.Dir(r.ID)
+	res := container.InspectResponse{
+		ID: r.ID, Created: r.Created.Format(time.RFC3339Nano), Path: r.Path, Args: r.Args,
+		State: inspectState(st), Image: string(r.ImageID), Name: "/" + r.Name, RestartCount: st.RestartCount,
+		Driver: "overlay", Platform: orElse(r.Platform, "linux"), HostConfig: r.Host, Mounts: r.Mounts, Config: r.Config,
+		ResolvConfPath: filepath.Join(dir, "resolv.conf"), HostnamePath: filepath.Join(dir, "hostname"), HostsPath: filepath.Join(dir, "hosts"),
+		NetworkSettings: &container.NetworkSettings{SandboxKey: st.SandboxKey, Ports: st.Ports, Networks: endpointsNow(c)},
+		GraphDriver:     &storage.DriverData{Name: "overlay", Data: map[string]string{"UpperDir": e.snapshots.Upper(r.ID)}},
+	}
+	if r.Host.LogConfig.Type != "none" {
+		res.LogPath = e.containers.LogPath(r.ID)
+	}
+	if r.Args == nil {
+		res.Args = []string{}
+	}
+	if r.Manifest != "" {
+		if n, err := e.store.Stat(r.Manifest); err == nil {
+			res.ImageManifestDescriptor = &image.Descriptor{MediaType: image.MediaManifest, Digest: r.Manifest, Size: n}
+		}
+	}
+	if size {
+		rw, root, err := e.containerSize(r)
+		if err != nil {
+			return res, err
+		}
+		res.SizeRw, res.SizeRootFs = &rw, &root
+	}
+	return res, nil
+}
+
+func inspectState(st *ctr.State) *container.State {
+	return &container.State{
+		Status: st.Status, Running: isLive(st.Status), Paused: st.Status == container.StatePaused,
+		Restarting: st.Status == container.StateRestarting, Dead: st.Status == container.StateDead,
+		OOMKilled: st.OOMKilled, Pid: livePid(st), ExitCode: st.ExitCode, Error: st.Error, Health: st.Health,
+		StartedAt: st.Started.Format(time.RFC3339Nano), FinishedAt: st.Finished.Format(time.RFC3339Nano),
+	}
+}
+
+func livePid(st *ctr.State) int {
+	if isLive(st.Status) {
+		return st.Pid
+	}
+	return 0
+}

@@ -1,0 +1,271 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	dimage "github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/opencontainers/go-digest"
+
+	"keg/internal/builder"
+	"keg/internal/fault"
+	vol "keg/internal/volume"
+)
+
+// PruneOptions are those of docker system prune and of the prunes of one kind.
+type PruneOptions struct {
+	All, Volumes bool
+	Filter       Filter
+	// What to prune; all of them for system prune.
+	Containers, Networks, Images, BuildCache bool
+}
+
+// Pruned lists what went.
+type Pruned struct {
+	Containers, Networks, Volumes []string
+	Images                        []dimage.DeleteResponse
+	BuildCache                    []string
+	Reclaimed                     int64 // bytes
+}
+
+// Prune removes what nobody uses, in Docker's order: containers first, since they hold
+// the rest.
+func (e *Engine) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
+	if err := o.Filter.only("until", "label", "label!"); err != nil {
+		return Pruned{}, err
+	}
+	until, err := o.Filter.until(time.Now())
+	if err != nil {
+		return Pruned{}, err
+	}
+	if o.Volumes && !until.IsZero() {
+		return Pruned{}, fault.Invalidf(`The "until" filter is not supported with "--volumes"`)
+	}
+	p := pruning{e: e, o: o, until: until}
+	if o.Containers {
+		if err := errors.Join(e.monitors.ReapAll(ctx), e.sweepOrphans()); err != nil {
+			return p.done, err
+		}
+		if err := p.containers(ctx); err != nil {
+			return p.done, err
+		}
+	}
+	if o.Networks {
+		if err := p.networks(ctx); err != nil {
+			return p.done, err
+		}
+	}
+	if o.Volumes {
+		if err := p.volumes(ctx); err != nil {
+			return p.done, err
+		}
+	}
+	if o.Images {
+		if err := p.images(ctx); err != nil {
+			return p.done, err
+		}
+	}
+	if o.BuildCache {
+		if err := p.buildCache(); err != nil {
+			return p.done, err
+		}
+	}
+	if o.Images || o.BuildCache {
+		stacks := p.stacks
+		f, err := e.collect(ctx)
+		p.done.Reclaimed += f.bytes
+		for _, stack := range stacks {
+			p.done.Images = append(p.done.Images, deletedLayers(stack, f.layers)...)
+		}
+		if err != nil {
+			return p.done, err
+		}
+	}
+	return p.done, nil
+}
+
+// pruning is one Prune under way.
+type pruning struct {
+	e      *Engine
+	o      PruneOptions
+	until  time.Time
+	stacks [][]digest.Digest // of the images that went
+	done   Pruned
+}
+
+// old reports whether something made at t falls under the "until" filter.
+func (p *pruning) old(t time.Time) bool { return p.until.IsZero() || t.Before(p.until) }
+
+func (p *pruning) containers(ctx context.Context) error {
+	list, err := p.e.all(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range list {
+		if isLive(c.st.Status) || !p.old(c.Created) || !p.o.Filter.labels(c.Config.Labels) {
+			continue
+		}
+		size, err := p.e.snapshots.Usage(c.ID)
+		if err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+		// One that was started since the look, or that another process removes, stays.
+		if err := p.e.Remove(ctx, c.ID, RemoveOptions{}); fault.Is(err, fault.Conflict) || fault.Is(err, fault.NotFound) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		p.done.Containers = append(p.done.Containers, c.ID)
+		p.done.Reclaimed += size
+	}
+	return nil
+}
+
+func (p *pruning) networks(ctx context.Context) error {
+	nets, err := p.e.networks.List()
+	if err != nil {
+		return err
+	}
+	list, err := p.e.all(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range nets {
+		if predefined(n.Name) || !p.old(n.Created) || !p.o.Filter.labels(n.Labels) ||
+			slices.ContainsFunc(list, func(c one) bool { return c.Networks[n.Name] != nil }) {
+			continue
+		}
+		if err := p.e.RemoveNetwork(ctx, n.Name); fault.Is(err, fault.Denied) || fault.Is(err, fault.NotFound) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		p.done.Networks = append(p.done.Networks, n.Name)
+	}
+	// The bridge and rules that nobody uses any more, too.
+	return p.e.networks.Teardown(ctx)
+}
+
+// volumes removes those that no container refers to: anonymous ones, with All named ones too.
+func (p *pruning) volumes(ctx context.Context) error {
+	vols, err := p.e.volumes.List()
+	if err != nil {
+		return err
+	}
+	used, err := p.e.volumeUsers()
+	if err != nil {
+		return err
+	}
+	for _, v := range vols {
+		_, anonymous := v.Labels[vol.AnonymousLabel]
+		if len(used[v.Name]) > 0 || !anonymous && !p.allVolumes() || !p.o.Filter.labels(v.Labels) {
+			continue
+		}
+		size, err := p.e.volumes.Size(v.Name)
+		if err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+		if err := p.e.RemoveVolume(ctx, v.Name, false); fault.Is(err, fault.Conflict) || fault.Is(err, fault.NotFound) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		p.done.Volumes = append(p.done.Volumes, v.Name)
+		p.done.Reclaimed += size
+	}
+	return nil
+}
+
+// allVolumes: -a of system prune speaks of images, that of volume prune of volumes.
+func (p *pruning) allVolumes() bool { return p.o.All && !p.o.Images }
+
+// images removes dangling images and carried ones that no container uses (they come back
+// by themselves); with All every image that no container uses.
+func (p *pruning) images(ctx context.Context) error {
+	a, err := p.e.album()
+	if err != nil {
+		return err
+	}
+	used, err := p.e.imageUsers()
+	if err != nil {
+		return err
+	}
+	grace, err := p.e.grace()
+	if err != nil {
+		return err
+	}
+	for _, r := range a.images {
+		if time.Since(r.Known) < grace {
+			continue // perhaps just pulled or built, and about to be named
+		}
+		names := a.names[r.ID]
+		dangling := len(repoTags(names)) == 0
+		if len(used[r.ID]) > 0 || !p.old(r.Created) || !p.o.Filter.labels(r.Labels) ||
+			!dangling && !p.o.All && !isCarried(references(names)) {
+			continue
+		}
+		gone, err := p.e.remove(r, removal{untag: references(names), delete: true})
+		p.done.Images = append(p.done.Images, gone...)
+		p.stacks = append(p.stacks, r.Stack)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// buildCache drops the steps whose layers belong to no image (with All: every step).
+// While a build is under way its steps stay.
+func (p *pruning) buildCache() error {
+	grace, err := p.e.grace()
+	if err != nil {
+		return err
+	}
+	steps, err := p.e.steps()
+	if err != nil {
+		return err
+	}
+	a, err := p.e.album()
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	for _, s := range steps {
+		if now.Sub(s.used) < grace || !p.old(s.used) || len(p.o.Filter["label"]) > 0 || !p.o.All && inSomeImage(s, a.images) {
+			continue
+		}
+		p.done.BuildCache = append(p.done.BuildCache, s.key)
+	}
+	return builder.Forget(p.e.stepsDir(), p.done.BuildCache...)
+}
+
+// inSomeImage reports whether an image was built through this step.
+func inSomeImage(s step, images []*imageRecord) bool {
+	return slices.ContainsFunc(images, func(r *imageRecord) bool {
+		return len(r.Stack) >= len(s.stack) && slices.Equal(r.Stack[:len(s.stack)], s.stack)
+	})
+}
+
+// volumeUsers tells which containers refer to a volume.
+func (e *Engine) volumeUsers() (map[string][]string, error) {
+	ids, err := e.containers.List()
+	if err != nil {
+		return nil, err
+	}
+	used := map[string][]string{}
+	for _, id := range ids {
+		r, err := e.containers.Get(id)
+		if err != nil {
+			continue
+		}
+		for _, m := range r.Mounts {
+			if m.Type == mount.TypeVolume {
+				used[m.Name] = append(used[m.Name], id)
+			}
+		}
+	}
+	return used, nil
+}

@@ -1,0 +1,141 @@
+package monitor
+
+// Starting monitors: the binary again, in a session of its own, with nothing of ours but a socket.
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Spawn starts the monitor of container id in its own session and cgroup and waits until the
+// program was executed or an error came back. With attach set the stdio is connected
+// before the program starts, so that not a byte is missed.
+func Spawn(ctx context.Context, r Roots, id string, attach *Stdio) (*Conn, error) {
+	words, err := memfile("monitor.log")
+	if err != nil {
+		return nil, err
+	}
+	defer words.Close()
+	c, _, err := spawn(words, "container", r.Root, r.Run, id)
+	if err != nil {
+		return nil, fmt.Errorf("start the monitor of container %s: %w", id, err)
+	}
+	k := newConn(c, id)
+	q := request{Op: "start"}
+	if attach != nil {
+		a := wants(*attach)
+		q.Attach = &a
+	}
+	if err := k.call(ctx, q, nil); err != nil {
+		c.Close()
+		if errors.Is(err, errGone) {
+			return nil, fmt.Errorf("the monitor of container %s ended before the program was started%s", id, lastWords(words))
+		}
+		return nil, err
+	}
+	if attach != nil {
+		k.session = k.begin(*attach)
+	}
+	return k, nil
+}
+
+// memfile is a file without a name: monitors say nothing as a rule.
+func memfile(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL)
+	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
+		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// lastWords is the end of a monitor's error file, for people.
+func lastWords(f *os.File) string {
+	b, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<20))
+	b = bytes.TrimSpace(b)
+	if err != nil || len(b) == 0 {
+		return ""
+	}
+	return ": " + strings.ToValidUTF8(string(b[max(0, len(b)-2000):]), "?")
+}
+
+// spawn re-executes this binary through /proc/self/exe, which is the running one whatever was
+// installed meanwhile, and returns our end of a socketpair whose other end is its descriptor 3.
+func spawn(errlog *os.File, args ...string) (*net.UnixConn, *os.Process, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "socket")
+	defer theirs.Close()
+	ours, err := fileConn(fds[0])
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := startSelf(errlog, theirs, args)
+	if err != nil {
+		ours.Close()
+		return nil, nil, err
+	}
+	go p.Wait() // a front end that lives long leaves no zombie
+	return ours, p, nil
+}
+
+func startSelf(errlog, sock *os.File, args []string) (*os.Process, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	stderr := null
+	if errlog != nil {
+		stderr = errlog
+	}
+	attr := &os.ProcAttr{
+		Dir: "/",
+		// Two threads of Go code are enough for a monitor; memory goes by processors.
+		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2", "GOTRACEBACK=single"},
+		Files: []*os.File{null, null, stderr, sock},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	}
+	if g := monitorCgroup(); g != nil {
+		defer g.Close()
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(g.Fd())
+		if p, err := os.StartProcess("/proc/self/exe", append([]string{Argv0}, args...), attr); err == nil {
+			return p, nil
+		}
+		attr.Sys.UseCgroupFD = false // no right to it: the starter's cgroup it is
+	}
+	return os.StartProcess("/proc/self/exe", append([]string{Argv0}, args...), attr)
+}
+
+// monitorCgroup is the group in which monitors live, so that whoever started one may be
+// stopped with everything that is his. On v1 moving costs more than it gives.
+func monitorCgroup() *os.File {
+	var st unix.Statfs_t
+	if unix.Statfs("/sys/fs/cgroup", &st) != nil || st.Type != unix.CGROUP2_SUPER_MAGIC {
+		return nil
+	}
+	const dir = "/sys/fs/cgroup/keg-monitors"
+	if os.Mkdir(dir, 0o755) != nil {
+		if _, err := os.Stat(dir); err != nil {
+			return nil
+		}
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil
+	}
+	return f
+}

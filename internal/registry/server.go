@@ -1,0 +1,259 @@
+// The server: distribution-spec 1.1 over a Storage. Here are the routes, who may do what,
+// and the form of an error; what each resource does is in server_*.go.
+
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"keg/internal/fault"
+)
+
+// ServerOptions configure a server; the zero value is open to all on plain HTTP.
+type ServerOptions struct {
+	Htpasswd string    // file of "user:bcrypt" lines; "" = open to all
+	ReadOnly bool      // no pushes, no deletes
+	Delete   bool      // allow DELETE of tags, manifests and blobs
+	Sparse   bool      // accept manifests that name blobs which are not here
+	Log      io.Writer // one line for each request
+}
+
+// Check reports what is wrong with the options before a server starts with them; a
+// server with a bad password file lets nobody in.
+func (o ServerOptions) Check() error {
+	if o.Htpasswd == "" {
+		return nil
+	}
+	_, err := readHtpasswd(o.Htpasswd)
+	return err
+}
+
+// NewServer returns the handler of a registry over a storage.
+func NewServer(s Storage, o ServerOptions) http.Handler {
+	srv := &server{storage: s, opt: o, users: &userFile{path: o.Htpasswd, turn: make(chan struct{}, maxHashes)}, log: newAccessLog(o.Log)}
+	srv.routes = srv.handlers()
+	return srv
+}
+
+type server struct {
+	storage Storage
+	opt     ServerOptions
+	users   *userFile
+	log     *accessLog
+	routes  map[handlerKey]func(*request) error
+}
+
+// request is one request after its path and its user were found good.
+type request struct {
+	*http.Request
+	w    http.ResponseWriter
+	user string
+	route
+}
+
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	done := s.log.start(&w, r)
+	req := &request{Request: r, w: w}
+	defer func() {
+		if p := recover(); p != nil {
+			if p == http.ErrAbortHandler { //nolint:errorlint // a sentinel that panics carry
+				panic(p)
+			}
+			fmt.Fprintf(s.log, "panic %q\n", fmt.Sprint(p))
+			s.fail(req, apiError{http.StatusInternalServerError, "UNKNOWN", "internal error", nil})
+		}
+		done(req.user)
+	}()
+	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if err := s.serve(req); err != nil {
+		s.fail(req, err)
+	}
+}
+
+func (s *server) serve(r *request) error {
+	user, ok, err := s.users.authenticate(r.Request)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		r.w.Header().Set("WWW-Authenticate", `Basic realm="keg registry", charset="UTF-8"`)
+		return apiError{http.StatusUnauthorized, "UNAUTHORIZED", "authentication required", nil}
+	}
+	r.user = user
+	r.route = parseRoute(r.URL.Path)
+	if r.resource == nowhere {
+		return apiError{http.StatusNotFound, "UNSUPPORTED", "no such resource", nil}
+	}
+	if r.resource > catalog && !validRepository(r.repo) {
+		return apiError{http.StatusBadRequest, "NAME_INVALID", "invalid repository name", map[string]string{"name": r.repo}}
+	}
+	handle, ok := s.routes[handlerKey{r.resource, r.Method}]
+	if !ok {
+		return errMethod
+	}
+	if err := s.allowed(r); err != nil {
+		return err
+	}
+	return handle(r)
+}
+
+type handlerKey struct {
+	resource resource
+	method   string
+}
+
+// handlers is the table of routes. HEAD is GET; the handlers look at the method only
+// where a body is written by hand.
+func (s *server) handlers() map[handlerKey]func(*request) error {
+	return map[handlerKey]func(*request) error{
+		{ping, "GET"}:         s.ping,
+		{ping, "HEAD"}:        s.ping,
+		{catalog, "GET"}:      s.catalog,
+		{tagsList, "GET"}:     s.tags,
+		{referrers, "GET"}:    s.referrers,
+		{manifests, "GET"}:    s.getManifest,
+		{manifests, "HEAD"}:   s.getManifest,
+		{manifests, "PUT"}:    s.putManifest,
+		{manifests, "DELETE"}: s.deleteManifest,
+		{blobs, "GET"}:        s.getBlob,
+		{blobs, "HEAD"}:       s.getBlob,
+		{blobs, "DELETE"}:     s.deleteBlob,
+		{uploads, "POST"}:     s.startUpload,
+		{uploads, "GET"}:      s.getUpload,
+		{uploads, "PATCH"}:    s.patchUpload,
+		{uploads, "PUT"}:      s.putUpload,
+		{uploads, "DELETE"}:   s.cancelUpload,
+	}
+}
+
+// allowed is the one place that decides what a request may do.
+func (s *server) allowed(r *request) error {
+	switch r.Method {
+	case "GET", "HEAD":
+		return nil
+	case "DELETE":
+		if (!s.opt.Delete && r.resource != uploads) || s.opt.ReadOnly {
+			return errMethod
+		}
+	default:
+		if s.opt.ReadOnly {
+			return apiError{http.StatusMethodNotAllowed, "UNSUPPORTED", "this registry is read-only", nil}
+		}
+	}
+	return nil
+}
+
+func (s *server) ping(r *request) error {
+	return writeJSON(r, "application/json", struct{}{})
+}
+
+// apiError is an answer in the form of distribution-spec "Error Codes".
+type apiError struct {
+	status  int
+	code    string
+	message string
+	detail  any
+}
+
+func (e apiError) Error() string { return e.code + ": " + e.message }
+
+var errMethod = apiError{http.StatusMethodNotAllowed, "UNSUPPORTED", "the operation is unsupported", nil}
+
+// notFoundAs gives a storage's NotFound the code of what was asked for.
+func notFoundAs(err error, e apiError) error {
+	if fault.Is(err, fault.NotFound) {
+		return e
+	}
+	return err
+}
+
+// fail answers with an error. What nobody classified is the server's own trouble: its
+// words go to the log, not to the client.
+func (s *server) fail(r *request, err error) {
+	var e apiError
+	if !errors.As(err, &e) {
+		e = classify(err)
+	}
+	if e.status >= http.StatusInternalServerError && r.Context().Err() == nil {
+		fmt.Fprintf(s.log, "error method=%s path=%q err=%q\n", r.Method, r.URL.Path, err.Error())
+	}
+	h := r.w.Header()
+	for _, k := range []string{"Content-Length", "Etag", "Cache-Control", "Docker-Content-Digest", "Content-Encoding"} {
+		h.Del(k)
+	}
+	h.Set("Content-Type", "application/json")
+	r.w.WriteHeader(e.status)
+	if r.Method == "HEAD" {
+		return
+	}
+	type item struct {
+		Code    string `json:"code"`
+		Message string `json:"message"`
+		Detail  any    `json:"detail,omitempty"`
+	}
+	json.NewEncoder(r.w).Encode(map[string][]item{"errors": {{e.code, e.message, e.detail}}})
+}
+
+func classify(err error) apiError {
+	switch fault.KindOf(err) {
+	case fault.NotFound:
+		return apiError{http.StatusNotFound, "NAME_UNKNOWN", err.Error(), nil}
+	case fault.Invalid:
+		return apiError{http.StatusBadRequest, "UNSUPPORTED", err.Error(), nil}
+	case fault.Conflict:
+		return apiError{http.StatusConflict, "DENIED", err.Error(), nil}
+	}
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return apiError{http.StatusServiceUnavailable, "UNKNOWN", "the request took too long", nil}
+	}
+	return apiError{http.StatusInternalServerError, "UNKNOWN", "internal error", nil}
+}
+
+func writeJSON(r *request, mediaType string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	r.w.Header().Set("Content-Type", mediaType)
+	r.w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+	if r.Method != "HEAD" {
+		r.w.Write(b)
+	}
+	return nil
+}
+
+// bodyStall is how long a client may send nothing, or read nothing, in the middle of a
+// blob.
+const bodyStall = time.Minute
+
+// steady is a request body whose deadline moves on with each read.
+type steady struct {
+	r  io.Reader
+	rc *http.ResponseController
+}
+
+func (r *request) steadyBody() io.Reader {
+	return &steady{r.Body, http.NewResponseController(r.w)}
+}
+
+func (s *steady) Read(p []byte) (int, error) {
+	s.rc.SetReadDeadline(time.Now().Add(bodyStall)) // not all connections have deadlines
+	return s.r.Read(p)
+}
+
+// sameType compares media types without their parameters.
+func sameType(a, b string) bool { return baseType(a) == baseType(b) }
+
+func baseType(t string) string {
+	t, _, _ = strings.Cut(t, ";")
+	return strings.ToLower(strings.TrimSpace(t))
+}

@@ -1,0 +1,86 @@
+package test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// TestScript runs what needs an engine, as root.
+func TestScript(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: containers, bridges and mounts")
+	}
+	registry := bases(t)
+	run(t, "script", func(e *testscript.Env) {
+		e.Setenv("CONTAINERS_REGISTRIES_CONF", registry)
+		e.Setenv("HUB", hub.addr)
+	})
+}
+
+// TestUserScript runs what everybody may do.
+func TestUserScript(t *testing.T) { run(t, "script/user", func(*testscript.Env) {}) }
+
+func run(t *testing.T, dir string, more func(*testscript.Env)) {
+	testscript.Run(t, testscript.Params{
+		Dir: dir,
+		Setup: func(e *testscript.Env) error {
+			// Short: socket paths and overlay options have limits of their own.
+			state, err := os.MkdirTemp("", "k-")
+			if err != nil {
+				return err
+			}
+			os.Chmod(state, 0o755)
+			e.Setenv("KEG_ROOT", filepath.Join(state, "root"))
+			e.Setenv("KEG_RUN_ROOT", filepath.Join(state, "run"))
+			e.Setenv("HOME", filepath.Join(state, "home"))
+			e.Setenv("DOCKER_CONFIG", "")
+			e.Setenv(isolated, os.Getenv(isolated)) // retry and code are this binary, too
+			e.Setenv("TERM", "xterm")
+			e.Setenv("PATH", bin+":"+e.Getenv("PATH")+":/usr/sbin:/sbin")
+			more(e)
+			before := host(state)
+			e.Defer(func() {
+				left := settle(state, before)
+				cleanUp(e, state)
+				os.RemoveAll(state)
+				if left != "" {
+					e.T().Fatal("left on the host:\n" + left)
+				}
+			})
+			return nil
+		},
+	})
+}
+
+// settle waits up to 5 s for the host to look as before and returns what does not.
+func settle(state string, before []string) (left string) {
+	for range 50 {
+		if left = difference(before, host(state)); left == "" {
+			return ""
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return left
+}
+
+// cleanUp ends what a failed script left: containers of its own engine only.
+func cleanUp(e *testscript.Env, state string) {
+	keg := func(args ...string) []byte {
+		cmd := exec.Command(filepath.Join(bin, "keg"), args...)
+		cmd.Env = e.Vars
+		out, _ := cmd.Output()
+		return out
+	}
+	if _, err := os.Stat(filepath.Join(state, "root")); err != nil || os.Geteuid() != 0 {
+		return
+	}
+	if ids := strings.Fields(string(keg("ps", "-aq"))); len(ids) > 0 {
+		keg(append([]string{"rm", "-f"}, ids...)...)
+	}
+}

@@ -1,0 +1,20 @@
+# Limits are set, and hold, on pure cgroup v2.
+keg info | grep -i 'cgroup' | grep -q 2
+test "$(keg run --rm -m 64m keg/shell cat /sys/fs/cgroup/memory.max)" = 67108864
+test "$(keg run --rm --cpus 0.5 keg/shell cat /sys/fs/cgroup/cpu.max)" = "50000 100000"
+test "$(keg run --rm --pids-limit 33 keg/shell cat /sys/fs/cgroup/pids.max)" = 33
+# The container sees its own cgroup as the root, and cannot write to it.
+test "$(keg run --rm keg/shell cat /proc/self/cgroup)" = 0::/
+! keg run --rm keg/shell sh -c 'echo 1 > /sys/fs/cgroup/pids.max' 2>/dev/null
+# Out of memory: 137, and recorded as such.
+code=0
+keg run --name oom -m 32m keg/shell sh -c 'tail -c 200000000 /dev/zero | sort' >/dev/null 2>&1 || code=$?
+test "$code" = 137
+test "$(keg inspect --format '{{.State.OOMKilled}}' oom)" = true
+keg rm oom
+# exec joins the limits.
+keg run -d --name web -m 64m -p 8080:80 keg/web
+test "$(keg exec web cat /sys/fs/cgroup/memory.max)" = 67108864
+wget -q -O - http://127.0.0.1:8080/ | grep -q 'It works'
+keg rm -f web
+test -z "$(find /sys/fs/cgroup -type d -name '*keg*' | grep -v '^/sys/fs/cgroup/keg$' | head -1)"
