@@ -65,6 +65,9 @@ type ExecError struct {
 func (e *ExecError) Error() string { return e.Err.Error() }
 func (e *ExecError) Unwrap() error { return e.Err }
 
+// ExitCode is the status that a command line ends with because of e.
+func (e *ExecError) ExitCode() int { return e.Code }
+
 var (
 	errNoCommand = fault.Invalidf("the spec has no command")
 	errNul       = fault.Invalidf("the command, its environment or its working directory holds a NUL byte")
