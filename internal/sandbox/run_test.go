@@ -570,3 +570,24 @@ func TestManyAtOnceWhileOneIsHeld(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestPersonalityAndWhatIsNotSupported(t *testing.T) {
+	root := busyRoot(t)
+	if out := must(t, root, "uname -m", func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32} }); out == "x86_64" || out == "aarch64" {
+		t.Error(out)
+	}
+	for name, ask := range map[string]func(*specs.Spec){
+		"hooks":   func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/x"}}} },
+		"offsets": func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {Secs: 1}} },
+		"idmap": func(s *specs.Spec) {
+			s.Mounts[0].UIDMappings = []specs.LinuxIDMapping{{Size: 1}}
+		},
+		"listener": func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActNotify} },
+	} {
+		s := dockerSpec("true")
+		ask(s)
+		if _, err := run(t, s, options(t, root)); !fault.Is(err, fault.Unsupported) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

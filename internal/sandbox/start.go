@@ -23,6 +23,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"keg/internal/fault"
 	"keg/internal/linux"
 	"keg/internal/sandbox/seccomp"
 )
@@ -38,6 +39,9 @@ func (l *layout) warn(w ...string) { l.warnings = append(l.warnings, w...) }
 // decide settles all that needs no descriptor.
 func (s *start) decide() error {
 	spec, o, l := s.box.spec, s.box.o, &s.layout
+	if err := unsupported(spec); err != nil {
+		return err
+	}
 	p, warnings, err := newProcess(spec.Process, o, s.box.inUserNS())
 	if err != nil {
 		return err
@@ -66,11 +70,36 @@ func (s *start) decide() error {
 	return nil
 }
 
+const perLinux32 = 0x0008 // linux/personality.h
+
+// unsupported names what a spec may ask for and would silently not get.
+func unsupported(spec *specs.Spec) error {
+	switch h := spec.Hooks; {
+	//nolint:staticcheck // Prestart is deprecated, and still asked for.
+	case h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0:
+		return fault.Unsupportedf("hooks are not supported")
+	case len(spec.Linux.TimeOffsets) > 0:
+		return fault.Unsupportedf("offsets of a time namespace are not supported")
+	case spec.Linux.IntelRdt != nil:
+		return fault.Unsupportedf("Intel RDT is not supported")
+	}
+	return nil
+}
+
 // confine compiles the filter and looks whether AppArmor is there.
 func (c *process) confine(spec *specs.Spec, o *Options) (err error) {
 	if c.apparmor != "" && !appArmor() {
 		c.warnings = append(c.warnings, "AppArmor is not enabled on this host: profile "+c.apparmor+" is not applied")
 		c.apparmor = ""
+	}
+	if l := spec.Linux.Personality; l != nil {
+		if len(l.Flags) > 0 || l.Domain != specs.PerLinux && l.Domain != specs.PerLinux32 {
+			return fault.Invalidf("unknown personality %s %v", l.Domain, l.Flags)
+		}
+		c.personality = 0
+		if l.Domain == specs.PerLinux32 {
+			c.personality = perLinux32
+		}
 	}
 	var f seccomp.Filter
 	switch {
