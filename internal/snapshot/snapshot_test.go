@@ -922,3 +922,23 @@ func BenchmarkRun(b *testing.B) {
 		}
 	}
 }
+
+// Two steps that change nothing give the same empty layer; many images have it twice.
+func TestStackThatNamesALayerTwice(t *testing.T) {
+	needsRoot(t)
+	s := open(t)
+	stack := add(t, s, nil, entry{name: "a", body: "one"})
+	stack = add(t, s, stack, entry{name: "b", body: "two"})
+	stack = append(stack, stack[0], stack[1])
+	prepare(t, s, "c1", stack)
+	edit(t, s, "c1", func(d string) {
+		if read(t, d+"/a") != "one" || read(t, d+"/b") != "two" {
+			t.Error("files do not show")
+		}
+	})
+	fd, err := s.View(stack)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(fd)
+}
