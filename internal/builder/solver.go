@@ -137,8 +137,11 @@ func (s *solver) stage(ctx context.Context, st *stage) ([]digest.Digest, []*Reco
 		stack, records = r.stack, r.record
 	case st.image != nil:
 		stack = st.image.Config.RootFS.DiffIDs
-		v := s.progress.start(st.fromMsg)
-		v.cached()
+		if v := s.progress.start(st.fromMsg); s.plan.uncached(st) {
+			v.done(nil)
+		} else {
+			v.cached()
+		}
 	}
 	for _, step := range st.steps {
 		for _, f := range step.op.reads() {
