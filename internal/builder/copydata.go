@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bigFile is the size from which a file's data goes past the overlay.
+// bigFile is the size from which the kernel is asked to copy, past the overlay.
 const bigFile = 64 << 10
 
 // content copies a file's data. Overlayfs neither shares blocks with nor copies from
@@ -30,10 +30,11 @@ func (c *copier) content(out, in int, size int64, to string) error {
 // copyData copies size bytes or to the end: by sharing blocks, inside the kernel, or by
 // reading and writing, whichever both file systems can.
 func copyData(out, in int, size int64, buffer []byte) error {
-	if size > 0 && unix.IoctlFileClone(out, in) == nil {
+	big := size >= bigFile // for small files two refusals cost more than the copy
+	if big && unix.IoctlFileClone(out, in) == nil {
 		return nil
 	}
-	for size > 0 {
+	for big && size > 0 {
 		n, err := unix.CopyFileRange(in, nil, out, nil, int(min(size, 1<<30)), 0)
 		if errors.Is(err, unix.EINTR) {
 			continue

@@ -136,8 +136,7 @@ func (s *solver) missing(step *step, err error) error {
 	text := fmt.Errorf("failed to compute cache key: failed to calculate checksum of ref: %w", err)
 	o, isCopy := step.op.(*copyOp)
 	if isCopy && o.from == nil && s.context.ignore != nil {
-		bare := s.context.tree
-		bare.ignore = nil
+		bare := tree{root: s.context.root}
 		if _, st, e := bare.resolve(nf.path, true); e == nil && st != nil {
 			return fmt.Errorf("%w (%s is in the context, but %s excludes it)", text, strings.TrimPrefix(path.Clean("/"+nf.path), "/"), s.context.ignore.name)
 		}

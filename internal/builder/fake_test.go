@@ -174,6 +174,7 @@ type plainUnpacked struct {
 
 func (u plainUnpacked) DiffID() digest.Digest { return u.d }
 func (u plainUnpacked) Size() int64           { return 1024 }
+func (u plainUnpacked) Recorded() bool        { return true }
 func (u plainUnpacked) Discard() error        { return nil }
 func (u plainUnpacked) Place(_ context.Context, below []digest.Digest) error {
 	to := u.p.tree(append(slices.Clone(below), u.d))

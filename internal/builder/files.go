@@ -72,14 +72,14 @@ func (s *stage) label() string {
 // contextFiles finds and digests files of the context. The matcher of the ignore file
 // serves one at a time.
 func (s *solver) contextFiles(ctx context.Context, sel selector) ([]source, error) {
-	s.mu.Lock()
+	s.walk.Lock()
 	var v *vertex
 	if s.load == nil {
 		v = s.progress.start("[internal] load build context")
 		s.load = v
 	}
 	found, err := s.context.find(ctx, sel)
-	s.mu.Unlock()
+	s.walk.Unlock()
 	if err == nil {
 		err = s.context.fill(ctx, found)
 	}

@@ -35,6 +35,7 @@ type realWorld struct {
 	base   Base
 	events []Event
 	runs   int
+	die    int // kill this process in the n-th RUN
 	mu     sync.Mutex
 }
 
@@ -93,7 +94,12 @@ func (w *realWorld) Base(context.Context, image.Reference, image.Platform, bool)
 func (w *realWorld) Run(ctx context.Context, s Step, out io.Writer) (int, error) {
 	w.mu.Lock()
 	w.runs++
+	die := w.runs == w.die
 	w.mu.Unlock()
+	if die {
+		os.WriteFile(filepath.Join(w.snaps.Upper(s.Key), "two"), []byte("half"), 0o644)
+		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	}
 	fd, err := w.snaps.Mount(s.Key, snapshot.MountOptions{})
 	if err != nil {
 		return 0, err
@@ -236,6 +242,53 @@ func TestRealFailureLeavesNothing(t *testing.T) {
 	if keys, _ := w.snaps.Keys(); len(keys) != 0 {
 		t.Errorf("left: %v", keys)
 	}
+}
+
+// A build that is killed in a RUN leaves an active snapshot that Sweep knows; the next
+// build is right.
+func TestRealKilledBuild(t *testing.T) {
+	if root := os.Getenv("BUILDER_KILLED_ROOT"); root != "" {
+		killedBuild(t, root)
+	}
+	w := newRealWorld(t)
+	cmd := exec.Command(os.Args[0], "-test.run=^TestRealKilledBuild$")
+	cmd.Env = append(os.Environ(), "BUILDER_KILLED_ROOT="+w.root, "BUILDER_KILLED_BASE="+string(w.base.Config.RootFS.DiffIDs[0]))
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Fatalf("the child was not killed: %v", err)
+	}
+	keys, err := w.snaps.Keys()
+	if err != nil || len(keys) != 1 || !strings.HasPrefix(keys[0], keyPrefix) {
+		t.Fatalf("%v %v", keys, err)
+	}
+	d := Deps{Store: w.store, Snapshots: w.snaps, Steps: filepath.Join(w.root, "steps")}
+	if err := Sweep(context.Background(), d); err != nil {
+		t.Fatal(err)
+	}
+	if keys, _ := w.snaps.Keys(); len(keys) != 0 {
+		t.Errorf("left: %v", keys)
+	}
+	r := w.must(killedText)
+	if got := w.sh(r, "cat /one /two"); got != "1\n2\n" || w.runs != 1 {
+		t.Errorf("%q, %d runs", got, w.runs)
+	}
+}
+
+const killedText = "FROM base\nRUN echo 1 > /one\nRUN echo 2 > /two\n"
+
+// killedBuild is the child: it dies in its second RUN.
+func killedBuild(t *testing.T, root string) {
+	w := &realWorld{t: t, root: root, dir: t.TempDir()}
+	w.store, _ = store.Open(root)
+	w.snaps, _ = snapshot.Open(root)
+	cfg := emptyConfig(image.Host())
+	cfg.Config.Env = []string{"PATH=/bin"}
+	cfg.RootFS.DiffIDs = []digest.Digest{digest.Digest(os.Getenv("BUILDER_KILLED_BASE"))}
+	ref, _ := image.ParseReference("base")
+	w.base = Base{Ref: ref, Digest: digest.FromString("base"), Config: cfg}
+	w.die = 2
+	w.must(killedText)
 }
 
 func TestRealBuildsAtOnce(t *testing.T) {

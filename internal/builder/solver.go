@@ -46,6 +46,7 @@ type solver struct {
 	context *buildContext
 	results map[*stage]*result
 
+	walk   sync.Mutex // one at a time walks the context: matchers are not for several
 	mu     sync.Mutex
 	holder *disk.Dir
 	lease  store.Lease

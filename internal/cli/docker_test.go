@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,6 +29,7 @@ type docker struct {
 	bin    string
 	sock   string
 	dir    string
+	mu     sync.Mutex
 	create map[string]any // the last body of POST /containers/create
 	answer map[string]any // path after the version -> JSON
 }
@@ -60,6 +62,8 @@ func newDocker(t *testing.T) *docker {
 }
 
 func (d *docker) serve(w http.ResponseWriter, r *http.Request) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	w.Header().Set("Api-Version", "1.47")
 	w.Header().Set("Ostype", "linux")
 	path := r.URL.Path
@@ -87,7 +91,10 @@ func (d *docker) serve(w http.ResponseWriter, r *http.Request) {
 
 func (d *docker) run(args ...string) (string, error) {
 	c := exec.CommandContext(d.t.Context(), d.bin, args...)
-	c.Env = []string{"DOCKER_HOST=unix://" + d.sock, "HOME=" + d.dir, "PATH=" + os.Getenv("PATH"), "FROM_CALLER=yes", "TZ=UTC"}
+	c.Env = []string{"DOCKER_HOST=unix://" + d.sock, "HOME=" + d.dir, "PATH=" + os.Getenv("PATH"), "FROM_CALLER=yes"}
+	if tz, ok := os.LookupEnv("TZ"); ok {
+		c.Env = append(c.Env, "TZ="+tz)
+	}
 	c.Dir = d.dir
 	var out, errs bytes.Buffer
 	c.Stdout, c.Stderr = &out, &errs
@@ -186,8 +193,10 @@ func TestCreateSendsWhatDockerSends(t *testing.T) {
 	} {
 		args := strings.Fields(line)
 		theirs, theirErr := d.run(append([]string{"create"}, args...)...)
+		d.mu.Lock()
 		sent := d.create
 		d.create = nil
+		d.mu.Unlock()
 		os.Remove(filepath.Join(d.dir, "cid"))
 
 		f := &fake{}
@@ -265,9 +274,6 @@ func sortAny(v any) {
 // TestTablesAreDockers compares what both print for the same objects.
 func TestTablesAreDockers(t *testing.T) {
 	d := newDocker(t)
-	old := time.Local
-	time.Local = time.UTC
-	t.Cleanup(func() { time.Local = old })
 	now := time.Now()
 	f := &fake{}
 	f.containers = []container.Summary{
@@ -303,10 +309,18 @@ func TestTablesAreDockers(t *testing.T) {
 		x.ID, x.Name, x.Driver, x.Scope = strings.Repeat(fmt.Sprintf("%02x", len(n)), 32), n, "bridge", "local"
 		f.networks = append(f.networks, x)
 	}
-	d.answer["/containers/json"], d.answer["/images/json"] = f.containers, f.images
-	d.answer["/images/nginx/history"] = f.history
-	d.answer["/volumes"] = map[string]any{"Volumes": f.volumes}
-	d.answer["/networks"] = f.networks
+	for path, v := range map[string]any{
+		"/containers/json": f.containers, "/images/json": f.images, "/images/nginx/history": f.history,
+		"/volumes": map[string]any{"Volumes": f.volumes}, "/networks": f.networks,
+	} {
+		b, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.mu.Lock()
+		d.answer[path] = json.RawMessage(b)
+		d.mu.Unlock()
+	}
 	for _, args := range [][]string{
 		{"ps"}, {"ps", "-a", "--no-trunc"}, {"ps", "-q"}, {"ps", "-s"}, {"ps", "--format", "raw"}, {"ps", "-s", "--format", "raw"}, {"ps", "-q", "--format", "raw"},
 		{"ps", "--format", "{{.Names}}: {{.Ports}} {{.Label \"a\"}} {{.Mounts}} {{.LocalVolumes}} {{.Networks}} {{.State}}"},

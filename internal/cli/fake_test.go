@@ -5,6 +5,7 @@ import (
 	"context"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,6 +30,7 @@ import (
 // the test did not expect reaches the nil backend and panics.
 type fake struct {
 	backend
+	mu    sync.Mutex
 	calls []string // "stop web", in order
 
 	create     engine.CreateOptions
@@ -75,7 +77,16 @@ type fake struct {
 	problems   []engine.Problem
 }
 
+// set is for what commands do to several objects at once.
+func (f *fake) set(do func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	do()
+}
+
 func (f *fake) say(words ...string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.calls = append(f.calls, strings.Join(words, " "))
 	if err, ok := f.errFor[words[len(words)-1]]; ok {
 		return err
@@ -132,12 +143,12 @@ func (f *fake) Exec(_ context.Context, ref string, r monitor.ExecRequest, s moni
 }
 
 func (f *fake) Stop(_ context.Context, ref string, o engine.StopOptions) error {
-	f.stop = o
+	f.set(func() { f.stop = o })
 	return f.say("stop", ref)
 }
 
 func (f *fake) Restart(_ context.Context, ref string, o engine.StopOptions) error {
-	f.stop = o
+	f.set(func() { f.stop = o })
 	return f.say("restart", ref)
 }
 func (f *fake) Kill(_ context.Context, ref, sig string) error { return f.say("kill", sig, ref) }
@@ -146,7 +157,7 @@ func (f *fake) Unpause(_ context.Context, ref string) error   { return f.say("un
 func (f *fake) Rename(_ context.Context, ref, n string) error { return f.say("rename", ref, n) }
 
 func (f *fake) Remove(_ context.Context, ref string, o engine.RemoveOptions) error {
-	f.remove = o
+	f.set(func() { f.remove = o })
 	return f.say("rm", ref)
 }
 

@@ -69,6 +69,9 @@ func (p *progress) event(e engine.PullEvent) {
 		p.intro()
 		p.intro = nil
 	}
+	if e == (engine.PullEvent{}) { // a pull begins
+		return
+	}
 	e.ID, e.Status = oneLine(e.ID), oneLine(e.Status)
 	switch {
 	case e.ID == "":

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"os"
 	"testing"
 
 	"github.com/moby/moby/api/types/container"
@@ -9,7 +10,15 @@ import (
 	"keg/internal/image"
 )
 
+func asRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: the files of carried images belong to it")
+	}
+}
+
 func TestCarriedImages(t *testing.T) {
+	asRoot(t)
 	f := newFakeRegistry()
 	f.down = fault.Unavailablef("no network")
 	e := newEngine(t, f)
@@ -59,6 +68,7 @@ func TestCarriedImages(t *testing.T) {
 }
 
 func TestACarriedImageCanBeTaggedUnused(t *testing.T) {
+	asRoot(t)
 	e := newEngine(t, newFakeRegistry())
 	if err := e.Tag(t.Context(), "keg/hello", "mine:1"); err != nil {
 		t.Fatal(err)

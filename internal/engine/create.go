@@ -24,7 +24,7 @@ type CreateOptions struct {
 	Networks map[string]*network.EndpointSettings
 	Platform *image.Platform
 	Pull     string          // "missing" (""), "always", "never"
-	Progress func(PullEvent) // of the pull
+	Progress func(PullEvent) // of the pull; an empty event first, when there is to be one
 }
 
 // Created is the answer to Create.
@@ -88,6 +88,9 @@ func (e *Engine) imageFor(ctx context.Context, o CreateOptions) (found, error) {
 	}
 	if f, ok, err := e.carry(ctx, ref, o.Platform); ok || err != nil {
 		return f, err
+	}
+	if o.Progress != nil {
+		o.Progress(PullEvent{}) // the registry is about to be asked, whatever it will say
 	}
 	if _, err := e.Pull(ctx, ref, PullOptions{Platform: o.Platform, Progress: o.Progress}); err != nil {
 		return found{}, err

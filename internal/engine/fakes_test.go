@@ -208,7 +208,8 @@ func tarOf(t *testing.T, files map[string]string) []byte {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, name := range slices.Sorted(maps.Keys(files)) {
-		h := &tar.Header{Name: name, Mode: 0o644, Size: int64(len(files[name])), ModTime: time.Unix(1e9, 0), Typeflag: tar.TypeReg}
+		h := &tar.Header{Name: name, Mode: 0o644, Size: int64(len(files[name])), ModTime: time.Unix(1e9, 0), Typeflag: tar.TypeReg,
+			Uid: os.Getuid(), Gid: os.Getgid()} // an ordinary user can give files to nobody else
 		if name[len(name)-1] == '/' {
 			h.Typeflag, h.Mode, h.Size = tar.TypeDir, 0o755, 0
 		}

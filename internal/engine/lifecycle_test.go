@@ -104,8 +104,13 @@ func TestCreateWithoutTheImage(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	o.Pull = ""
+	var evs []PullEvent
+	o.Progress = func(ev PullEvent) { evs = append(evs, ev) }
 	if _, err := e.Create(t.Context(), o); !fault.Is(err, fault.Denied) {
 		t.Errorf("got %v", err)
+	}
+	if len(evs) != 1 || evs[0] != (PullEvent{}) {
+		t.Errorf("a pull that fails at once is not announced: %v", evs)
 	}
 	if exit, err := e.Run(t.Context(), o, nil, nil); exit.Code != 125 || !isExit(err, 125) {
 		t.Errorf("got %v, %v", exit, err)

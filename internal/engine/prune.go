@@ -145,7 +145,8 @@ func (p *pruning) networks(ctx context.Context) error {
 		}
 		p.done.Networks = append(p.done.Networks, n.Name)
 	}
-	return nil
+	// The bridge and rules that nobody uses any more, too.
+	return p.e.networks.Teardown(ctx)
 }
 
 // volumes removes those that no container refers to: anonymous ones, with All named ones too.

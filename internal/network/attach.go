@@ -4,6 +4,7 @@ package network
 // is made beside the reservation; the reservation is the only part under the lock.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -105,6 +106,10 @@ func (a *Attachment) resolve(ctx context.Context) error {
 		}
 		a.ends = append(a.ends, newEnd(rec, e.Settings, a.req))
 	}
+	// eth0 is the one that would be the gateway, whatever order the caller's map had.
+	slices.SortStableFunc(a.ends, func(x, y *end) int {
+		return cmp.Or(-cmp.Compare(x.ask.GwPriority, y.ask.GwPriority), cmp.Compare(x.rec.Network.Name, y.rec.Network.Name))
+	})
 	return nil
 }
 
@@ -389,12 +394,19 @@ func (e *end) awaitCarrier(host rtnl, ns *netns, outer uint32) error {
 		return err
 	}
 	ok, err := host.awaitRunning(e.bridge, 2*time.Millisecond)
-	if err != nil || ok {
+	if err == nil && !ok {
+		// Before 6.8 the kernel takes up to a second to see that a bridge got its first
+		// port; one that is set up with the port in place works at once.
+		err = host.do(linkDown(e.bridge), linkUp(e.bridge))
+	}
+	if err != nil || !e.lease.IP6.IsValid() {
 		return err
 	}
-	// Before 6.8 the kernel takes up to a second to see that a bridge got its first
-	// port; one that is set up with the port in place works at once.
-	return host.do(linkDown(e.bridge), linkUp(e.bridge))
+	if err := ns.rt.awaitIPv6(e.index, e.lease.IP6, time.Second); err != nil {
+		return err
+	}
+	c, _ := e.rec.config(true)
+	return host.awaitIPv6(e.bridge, c.Gateway, time.Second)
 }
 
 func (e *end) addr(six bool) netip.Addr {
@@ -426,107 +438,6 @@ func (a *Attachment) route(gw *end) error {
 		return nil
 	}
 	return a.ns.rt.do(msgs...)
-}
-
-// files fills what the caller sees.
-func (a *Attachment) files(conf resolvConf) error {
-	a.Endpoints = map[string]*network.EndpointSettings{}
-	for _, e := range a.ends {
-		a.Endpoints[e.rec.Network.Name] = e.settings()
-		a.joinDNS(e)
-	}
-	if a.dns != nil {
-		a.dns.serve()
-	}
-	return a.write(conf)
-}
-
-// rewrite makes Hosts and Resolv anew after the endpoints changed.
-func (a *Attachment) rewrite() error {
-	conf, err := a.hostResolv()
-	if err != nil {
-		return err
-	}
-	return a.write(conf)
-}
-
-func (a *Attachment) write(conf resolvConf) error {
-	host := a.req.Hostname
-	if a.req.Domainname != "" {
-		host += "." + a.req.Domainname + " " + a.req.Hostname
-	}
-	var own []hostEntry
-	for _, e := range a.ends {
-		for _, ip := range e.lease.addrs() {
-			if host != "" {
-				own = append(own, hostEntry{ip, host})
-			}
-		}
-	}
-	var gwAddr netip.Addr
-	if gw := gateway(a.ends); gw != nil {
-		c, _ := gw.rec.config(false)
-		gwAddr = c.Gateway
-	}
-	extra, err := parseExtraHosts(a.req.ExtraHosts, gwAddr)
-	if err != nil {
-		return err
-	}
-	a.Hosts = hostsFile(a.ipv6(), extra, own)
-	if a.dns != nil {
-		a.Resolv = conf.internal().text()
-	} else {
-		a.Resolv = conf.direct(a.ipv6(), len(a.req.DNS) > 0).text()
-	}
-	return nil
-}
-
-// joinDNS lets the resolver, if there is one, know a network; only one that leads out
-// lets questions out.
-func (a *Attachment) joinDNS(e *end) {
-	switch {
-	case a.dns == nil:
-	case e.rec.userDefined():
-		a.dns.join(a.s.dnsNetwork(e.rec), !e.rec.Network.Internal)
-	default:
-		a.dns.join(dnsNetwork{name: e.rec.Network.Name, names: &nameFile{}}, true)
-	}
-}
-
-func (s *Store) dnsNetwork(r *record) dnsNetwork {
-	n := dnsNetwork{name: r.Network.Name, names: &nameFile{path: s.namesFile(r.Network.Name)}}
-	for _, c := range r.Network.IPAM.Config {
-		n.nets = append(n.nets, c.Subnet)
-	}
-	return n
-}
-
-func (a *Attachment) hostResolv() (resolvConf, error) {
-	c, err := hostResolvFiles().load()
-	if err != nil {
-		return c, err
-	}
-	return c.with(a.req)
-}
-
-// settings is what inspect shows of an endpoint.
-func (e *end) settings() *network.EndpointSettings {
-	out := e.ask.Copy()
-	out.NetworkID, out.EndpointID = e.rec.Network.ID, e.lease.EndpointID
-	out.MacAddress, out.DNSNames = e.lease.MAC, e.lease.DNSNames
-	if c, ok := e.rec.config(false); ok && e.lease.IP4.IsValid() {
-		out.IPAddress, out.IPPrefixLen = e.lease.IP4, c.Subnet.Bits()
-		if !e.rec.Network.Internal {
-			out.Gateway = c.Gateway
-		}
-	}
-	if c, ok := e.rec.config(true); ok && e.lease.IP6.IsValid() {
-		out.GlobalIPv6Address, out.GlobalIPv6PrefixLen = e.lease.IP6, c.Subnet.Bits()
-		if !e.rec.Network.Internal {
-			out.IPv6Gateway = c.Gateway
-		}
-	}
-	return out
 }
 
 // abandon undoes a failed Attach.

@@ -120,6 +120,7 @@ func (n *netns) close() {
 		n.dns.close()
 	}
 	n.rt.close()
+	n.rt = rtnl{-1}
 	if n.fd >= 0 {
 		unix.Close(n.fd)
 		n.fd = -1

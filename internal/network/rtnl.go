@@ -4,6 +4,7 @@ package network
 // where time does not matter; a starting container waits for these.
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -159,6 +160,35 @@ func (r rtnl) awaitRunning(index uint32, patience time.Duration) (bool, error) {
 			return false, nil
 		}
 	}
+}
+
+// awaitIPv6 returns when a link answers for its IPv6 address. Even without duplicate
+// detection it joins the address's solicited-node group (RFC 4291, 2.7.1) in a work
+// queue of the kernel; a neighbour that asks before gets no answer and waits a second.
+func (r rtnl) awaitIPv6(index uint32, a netip.Addr, patience time.Duration) error {
+	b := a.As16()
+	group := netip.AddrFrom16([16]byte{0: 0xff, 1: 2, 11: 1, 12: 0xff, 13: b[13], 14: b[14], 15: b[15]})
+	for end := time.Now().Add(patience); ; time.Sleep(200 * time.Microsecond) {
+		ok, err := r.joined(index, group)
+		if err != nil || ok || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+func (r rtnl) joined(index uint32, group netip.Addr) (found bool, err error) {
+	const rtmGetMulticast, ifaMulticast = 58, 7 // linux/rtnetlink.h, linux/if_addr.h
+	m := message{"list multicast groups", rtmGetMulticast, unix.NLM_F_DUMP, []byte{unix.AF_INET6, 0, 0, 0, 0, 0, 0, 0}}
+	if err := unix.Sendto(r.fd, m.encode(1), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return false, fmt.Errorf("%s: %w", m.what, err)
+	}
+	want := attr(ifaMulticast, group.AsSlice())
+	err = r.receive(1, func(h syscall.NlMsghdr, data []byte) {
+		if h.Type != unix.NLMSG_ERROR && len(data) >= unix.SizeofIfAddrmsg && binary.NativeEndian.Uint32(data[4:]) == index {
+			found = found || bytes.HasPrefix(data[unix.SizeofIfAddrmsg:], want)
+		}
+	})
+	return found, err
 }
 
 // linkExists is find in the namespace of the calling thread, with a socket of its own.

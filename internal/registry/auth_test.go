@@ -308,14 +308,14 @@ func TestNoSilentPlainHTTP(t *testing.T) {
 			return
 		}
 		defer up.Close()
-		w.WriteHeader(http.StatusOK)
-		down, _, err := http.NewResponseController(w).Hijack()
+		down, early, err := http.NewResponseController(w).Hijack()
 		if err != nil {
 			t.Error(err)
 			return
 		}
 		defer down.Close()
-		go io.Copy(up, down)
+		io.WriteString(down, "HTTP/1.1 200 OK\r\n\r\n")
+		go io.Copy(up, early)
 		io.Copy(down, up)
 	}))
 	viaProxy := func(c *Config) { c.Env["https_proxy"], c.Env["HTTP_PROXY"] = "http://"+proxy, "http://"+proxy }
@@ -323,6 +323,9 @@ func TestNoSilentPlainHTTP(t *testing.T) {
 	_, err := testClient(t, viaProxy).Resolve(t.Context(), parse(t, "example.com/x:1"))
 	if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "speaks plain HTTP") {
 		t.Errorf("plain: %v", err)
+	}
+	if len(seen) != 1 {
+		t.Errorf("tried %d times for what cannot change", len(seen))
 	}
 	for _, s := range seen {
 		if s != "CONNECT example.com:443" {

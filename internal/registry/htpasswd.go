@@ -25,6 +25,7 @@ import (
 // each request; nothing that was found wrong is.
 type userFile struct {
 	path string
+	turn chan struct{} // of those who compute a hash
 
 	mu     sync.Mutex
 	stamp  time.Time
@@ -34,7 +35,10 @@ type userFile struct {
 	known  map[[32]byte]bool
 }
 
-const maxKnown = 1024
+const (
+	maxKnown  = 1024
+	maxHashes = 2 // at once
+)
 
 func readHtpasswd(path string) (map[string][]byte, error) {
 	b, err := os.ReadFile(path)
@@ -84,7 +88,15 @@ func (u *userFile) authenticate(r *http.Request) (user string, ok bool, err erro
 	if !exists {
 		hash = []byte(nobody) // as slow as for a real user
 	}
-	if bcrypt.CompareHashAndPassword(hash, []byte(password)) != nil || !exists {
+	// Guessers wait for each other, not for a processor that others need.
+	select {
+	case u.turn <- struct{}{}:
+	case <-r.Context().Done():
+		return "", false, r.Context().Err()
+	}
+	err = bcrypt.CompareHashAndPassword(hash, []byte(password))
+	<-u.turn
+	if err != nil || !exists {
 		return "", false, nil
 	}
 	u.mu.Lock()

@@ -57,7 +57,8 @@ func (c *Client) Resolve(ctx context.Context, ref image.Reference) (image.Descri
 		if err != nil && !errors.As(err, &r) {
 			return err
 		}
-		_, desc, err = getManifest(ctx, p, ref)
+		tired := r != nil && worthRetry(ctx, r) // HEAD was asked often enough
+		_, desc, err = getManifest(ctx, p, ref, tired)
 		return err
 	})
 	return desc, pullError(ref, err)
@@ -83,9 +84,9 @@ func knownType(ref image.Reference, mediaType string) error {
 }
 
 // getManifest fetches and verifies a document by ref's digest, else its tag.
-func getManifest(ctx context.Context, p place, ref image.Reference) ([]byte, image.Descriptor, error) {
+func getManifest(ctx context.Context, p place, ref image.Reference, once bool) ([]byte, image.Descriptor, error) {
 	resp, err := p.do(ctx, call{method: http.MethodGet, path: p.path(manifestPath(ref)), scopes: pullScope(p),
-		header: http.Header{"Accept": {accept}}, want: []int{http.StatusOK}})
+		header: http.Header{"Accept": {accept}}, want: []int{http.StatusOK}, once: once})
 	if err != nil {
 		return nil, image.Descriptor{}, err
 	}
@@ -158,7 +159,7 @@ func (c *Client) Manifest(ctx context.Context, ref image.Reference, d image.Desc
 	err := c.try(ref, true, func(p place) error {
 		var got image.Descriptor
 		var err error
-		doc, got, err = getManifest(ctx, p, ref.WithDigest(d.Digest))
+		doc, got, err = getManifest(ctx, p, ref.WithDigest(d.Digest), false)
 		switch {
 		case err != nil:
 			return err

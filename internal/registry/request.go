@@ -5,10 +5,12 @@ package registry
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -37,25 +39,35 @@ const maxRedirects = 10
 // do sends a call until it is answered. The caller closes the body. The error is a *refusal when
 // the registry answered otherwise.
 func (ep *endpoint) do(ctx context.Context, c call) (*http.Response, error) {
-	wait := ep.c.patient.backoff
 	for attempt := 1; ; attempt++ {
 		resp, err := ep.attempt(ctx, c)
 		if err == nil && slices.Contains(c.want, resp.StatusCode) {
 			return resp, nil
 		}
-		pause := time.Duration(0)
 		if err == nil {
-			r := newRefusal(ep, resp)
-			err, pause = r, r.wait
+			err = newRefusal(ep, resp)
 		}
-		if c.once || attempt >= ep.c.patient.limit(err) || !worthRetry(ctx, err) || pause > ep.c.patient.longest {
+		if c.once {
 			return nil, err
 		}
-		if err := sleep(ctx, max(pause, jitter(wait))); err != nil {
+		if err := ep.c.patient.wait(ctx, attempt, err); err != nil {
 			return nil, err
 		}
-		wait *= 2
 	}
+}
+
+// wait sleeps before the next attempt, at least as long as the registry asks for. When there
+// should be none it returns err, the last one's.
+func (p patience) wait(ctx context.Context, attempt int, err error) error {
+	var pause time.Duration
+	var r *refusal
+	if errors.As(err, &r) {
+		pause = r.wait
+	}
+	if attempt >= p.limit(err) || !worthRetry(ctx, err) || pause > p.longest {
+		return err
+	}
+	return sleep(ctx, max(pause, jitter(p.backoff<<(attempt-1))))
 }
 
 // limit is how often to try after err: what stalled has cost the stall time already.
@@ -84,7 +96,16 @@ func worthRetry(ctx context.Context, err error) bool {
 		return false
 	}
 	var cut *transportError
-	return errors.As(err, &cut) && !errors.Is(err, syscall.ECONNREFUSED)
+	return errors.As(err, &cut) && !settled(err)
+}
+
+// settled errors of the way stay the same in the next second.
+func settled(err error) bool {
+	var cert *tls.CertificateVerificationError
+	var noTLS tls.RecordHeaderError
+	var dns *net.DNSError
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.As(err, &cert) || errors.As(err, &noTLS) ||
+		errors.As(err, &dns) && dns.IsNotFound
 }
 
 // transportError marks an error of the way, not of the answer.

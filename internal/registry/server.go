@@ -38,7 +38,7 @@ func (o ServerOptions) Check() error {
 
 // NewServer returns the handler of a registry over a storage.
 func NewServer(s Storage, o ServerOptions) http.Handler {
-	srv := &server{storage: s, opt: o, users: &userFile{path: o.Htpasswd}, log: newAccessLog(o.Log)}
+	srv := &server{storage: s, opt: o, users: &userFile{path: o.Htpasswd, turn: make(chan struct{}, maxHashes)}, log: newAccessLog(o.Log)}
 	srv.routes = srv.handlers()
 	return srv
 }

@@ -171,7 +171,6 @@ func (a *authState) fetch(ctx context.Context, ep *endpoint, scopes []string, cr
 
 // requestToken sends the request with patience. Redirects are not followed with secrets.
 func (ep *endpoint) requestToken(ctx context.Context, c call, realm *url.URL, auth string) (token, string, error) {
-	wait := ep.c.patient.backoff
 	for attempt := 1; ; attempt++ {
 		resp, err := ep.roundTrip(ctx, c, realm, auth)
 		if err == nil && resp.StatusCode == http.StatusOK {
@@ -180,13 +179,9 @@ func (ep *endpoint) requestToken(ctx context.Context, c call, realm *url.URL, au
 		if err == nil {
 			err = newRefusal(ep, resp)
 		}
-		if attempt >= ep.c.patient.limit(err) || !worthRetry(ctx, err) {
+		if err := ep.c.patient.wait(ctx, attempt, err); err != nil {
 			return token{}, "", err
 		}
-		if err := sleep(ctx, jitter(wait)); err != nil {
-			return token{}, "", err
-		}
-		wait *= 2
 	}
 }
 

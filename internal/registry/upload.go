@@ -70,19 +70,14 @@ func (c *Client) PushBlob(ctx context.Context, ref image.Reference, d image.Desc
 	if progress == nil {
 		progress = func(int64) {}
 	}
-	wait := c.patient.backoff
 	for attempt := 1; ; attempt++ {
 		err := p.upload(ctx, d, open, progress)
 		if err == nil {
 			return nil
 		}
-		if attempt >= c.patient.attempts || !worthRetry(ctx, err) {
+		if err := c.patient.wait(ctx, attempt, err); err != nil {
 			return pushError(ref, err)
 		}
-		if err := sleep(ctx, jitter(wait)); err != nil {
-			return err
-		}
-		wait *= 2
 	}
 }
 

@@ -26,7 +26,13 @@ func TestMain(m *testing.M) {
 	if os.Geteuid() == 0 && os.Getenv("KEG_TEST_INSIDE") == "" {
 		os.Exit(inside())
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if g, err := cgroup.Open("keg-test-sandbox"); err == nil {
+		for _, h := range g.Hierarchies() {
+			_ = unix.Rmdir(h.Dir)
+		}
+	}
+	os.Exit(code)
 }
 
 func inside() int {
@@ -183,7 +189,7 @@ func options(t testing.TB, root string) Options {
 }
 
 func cgroupName(t testing.TB) string {
-	return fmt.Sprintf("keg-test/%d-%s", os.Getpid(), strings.NewReplacer("/", "-", "#", "-").Replace(t.Name()))
+	return fmt.Sprintf("keg-test-sandbox/%d-%s", os.Getpid(), strings.NewReplacer("/", "-", "#", "-").Replace(t.Name()))
 }
 
 // must runs a shell line and returns what it printed.

@@ -334,8 +334,10 @@ func (t *talk) read() (*report, error) {
 	var b [16]byte
 	n, err := t.sock.Read(b[:])
 	if errors.Is(err, unix.ECONNRESET) {
-		// The child ended with our go-ahead unread; its report is still to be had.
-		n, err = t.sock.Read(b[:])
+		// The child ended with our go-ahead unread; its report, if any, is still to be had.
+		if n, err = t.sock.Read(b[:]); errors.Is(err, io.EOF) {
+			return nil, fmt.Errorf("the process was killed before it could execute %q", t.c.args[0])
+		}
 	}
 	if errors.Is(err, io.EOF) {
 		return nil, nil
