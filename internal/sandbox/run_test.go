@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -528,9 +529,17 @@ func TestManyAtOnceWhileOneIsHeld(t *testing.T) {
 		return Start(context.Background(), s, Options{Root: -1, NetNS: -1, Stdio: [3]*os.File{null, null, null},
 			Cgroup: fmt.Sprintf("%s-%d", cgroupName(t), i), DefaultSeccomp: true, Hold: hold})
 	}
+	r, w, _ := os.Pipe()
+	defer r.Close()
 	held, err := withRoot(99, true)
 	if err != nil {
 		t.Fatal(err)
+	}
+	// What was open when it was cloned is not kept open by the one that is held.
+	w.Close()
+	r.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := r.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Error(err)
 	}
 	errs := make(chan error)
 	for i := range 16 {
