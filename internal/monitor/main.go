@@ -129,7 +129,9 @@ func containerMain(r Roots, place string) error {
 	}
 	err = m.live(starter, attach)
 	<-starter.done
-	return err
+	// The last one out takes bridge and rules down. The lock is given up first: this lingers.
+	m.lock.Close()
+	return errors.Join(err, m.networks.Settle(context.Background()))
 }
 
 // startRequest reads what the starter asks for.
