@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 	"unsafe"
@@ -62,8 +63,28 @@ func (m *monitor) slim() {
 	time.AfterFunc(time.Second, func() {
 		debug.SetGCPercent(30)
 		debug.FreeOSMemory()
+		dropText()
 		m.keepWords()
 	})
+}
+
+// dropText gives back the mapped pages of the binary that starting touched; the few that waiting
+// needs come back by themselves. Only mappings that cannot be written: their contents are the file's.
+func dropText() {
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		return
+	}
+	for line := range strings.Lines(string(maps)) {
+		f := strings.Fields(line)
+		if len(f) < 6 || f[1][1] == 'w' || !strings.HasPrefix(f[5], "/") {
+			continue
+		}
+		var lo, hi uintptr
+		if _, err := fmt.Sscanf(f[0], "%x-%x", &lo, &hi); err == nil {
+			unix.Syscall(unix.SYS_MADVISE, lo, hi-lo, unix.MADV_DONTNEED)
+		}
+	}
 }
 
 // keepWords turns the error file, until now only in memory, into one in the container's
