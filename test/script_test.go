@@ -40,6 +40,7 @@ func run(t *testing.T, dir string, more func(*testscript.Env)) {
 			e.Setenv("KEG_RUN_ROOT", filepath.Join(state, "run"))
 			e.Setenv("HOME", filepath.Join(state, "home"))
 			e.Setenv("DOCKER_CONFIG", "")
+			e.Setenv(isolated, os.Getenv(isolated)) // retry and code are this binary, too
 			e.Setenv("TERM", "xterm")
 			e.Setenv("PATH", bin+":"+e.Getenv("PATH")+":/usr/sbin:/sbin")
 			more(e)

@@ -224,6 +224,7 @@ type session struct {
 	free   atomic.Int64  // of the window for stdin
 	more   chan struct{} // free has grown
 	detach chan struct{}
+	left   atomic.Bool
 }
 
 func (c *Conn) begin(s Stdio) *session {
@@ -242,6 +243,9 @@ func (c *Conn) begin(s Stdio) *session {
 func (n *session) wait(ctx context.Context) (Exit, error) {
 	select {
 	case <-n.over:
+		if n.err != nil && n.left.Load() {
+			return Exit{Detached: true}, nil
+		}
 		return n.exit, n.err
 	case <-n.detach:
 		return Exit{Detached: true}, nil
@@ -313,6 +317,7 @@ func (n *session) stdin() {
 			return
 		}
 		if left {
+			n.left.Store(true) // the monitor's hanging up is the answer
 			n.c.send(frameDetach, nil)
 			close(n.detach)
 			return

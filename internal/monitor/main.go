@@ -4,13 +4,16 @@ package monitor
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime/debug"
 	"sync"
 	"time"
+	"unsafe"
 
 	dcontainer "github.com/moby/moby/api/types/container"
 	"golang.org/x/sys/unix"
@@ -99,38 +102,68 @@ type monitor struct {
 	inFlight sync.WaitGroup
 }
 
-func containerMain(r Roots, id string) error {
+// idLength of a container's id.
+const idLength = 64
+
+func containerMain(r Roots, place string) error {
 	c, err := fileConn(starterSocket)
 	if err != nil {
 		return err
 	}
 	starter := newLink(c)
 	starter.patience = patienceForeground
+	go warm()
+	id, attach, err := startRequest(starter)
+	if err != nil {
+		if errors.Is(err, io.EOF) {
+			return nil // the starter had no use for us
+		}
+		return err
+	}
+	rename(place, id)
 	m := &monitor{roots: r, id: id, containers: container.Open(r.Root), networks: network.Open(r.Root, r.Run),
 		volumes: volume.Open(r.Root), events: event.Open(r.Root), execs: map[string]*execution{},
 		stop: make(chan struct{}), over: make(chan struct{})}
-	attach, err := startRequest(starter)
-	if err != nil {
-		return err
-	}
 	if err := m.own(); err != nil {
 		return m.refuse(starter, err)
 	}
 	err = m.live(starter, attach)
 	<-starter.done
-	return err
+	// The last one out takes bridge and rules down. The lock is given up first: this lingers.
+	m.lock.Close()
+	return errors.Join(err, m.networks.Settle(context.Background()))
 }
 
 // startRequest reads what the starter asks for.
-func startRequest(l *link) (*attachment, error) {
+func startRequest(l *link) (id string, a *attachment, err error) {
 	q, err := l.request()
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	if q.Op != "start" {
-		return nil, fmt.Errorf("first request is %q, not start", q.Op)
+	if q.Op != "start" || len(q.ID) != idLength {
+		return "", nil, fmt.Errorf("first request is %q for %q, not start for an id", q.Op, q.ID)
 	}
-	return q.Attach, nil
+	return q.ID, q.Attach, nil
+}
+
+// warm does while the starter is busy what every start needs: encoding/json learns the record's
+// types, which takes it longer than reading one.
+func warm() {
+	var r container.Record
+	if err := json.Unmarshal([]byte(`{"Config":{},"Host":{}}`), &r); err != nil {
+		complain(err)
+	}
+	if _, err := json.Marshal(container.State{}); err != nil {
+		complain(err)
+	}
+}
+
+// rename puts the id where ps shows it: over the placeholder among the arguments, whose memory
+// is the process's own.
+func rename(place, id string) {
+	if len(place) == len(id) {
+		copy(unsafe.Slice(unsafe.StringData(place), len(place)), id)
+	}
 }
 
 // refuse tells the starter why nothing was started. That is no fault of the monitor.

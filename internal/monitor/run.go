@@ -89,12 +89,14 @@ func (m *monitor) start(starter *link, attach *attachment) (_ *run, err error) {
 		return nil, err
 	}
 	closeAll(stdio[:])
-	r.copyOutput(m.rec.Config.Tty)
 	m.mu.Lock()
 	m.run = r
 	m.mu.Unlock()
 	if starter != nil {
-		starter.send(frameReply, []byte("{}"))
+		starter.send(frameReply, []byte("{}")) // before the first byte of output
+	}
+	r.copyOutput(m.rec.Config.Tty)
+	if starter != nil {
 		m.inFlight.Go(func() { m.converse(starter, r, attach) })
 	}
 	m.announce(r)

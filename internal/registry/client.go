@@ -26,8 +26,8 @@ type Client struct {
 	mirrors func() (*mirrorTable, error) // registries.conf, read once
 
 	mu        sync.Mutex
-	endpoints map[string]*endpoint // by host
-	confirmed map[string]string    // registry -> token service, during a login
+	endpoints map[endpointKey]*endpoint
+	confirmed map[string]string // registry -> token service, during a login
 }
 
 // patience is how long the client waits, and how often it tries again.
@@ -49,21 +49,37 @@ func NewClient(c Config) *Client {
 	return &Client{
 		cfg:       c,
 		patient:   patience{attempts: 5, backoff: 250 * time.Millisecond, longest: time.Minute, stall: 20 * time.Second},
-		endpoints: map[string]*endpoint{},
+		endpoints: map[endpointKey]*endpoint{},
 		mirrors:   sync.OnceValues(func() (*mirrorTable, error) { return readMirrors(c) }),
 	}
+}
+
+// endpointKey: a host that one file trusts to go without TLS is another endpoint where
+// nothing says so.
+type endpointKey struct {
+	host     string
+	insecure bool
 }
 
 // endpoint returns the one endpoint for a host, so that tokens and connections are shared.
 func (c *Client) endpoint(host string, insecure bool) *endpoint {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if ep := c.endpoints[host]; ep != nil {
+	key := endpointKey{host, insecure}
+	if ep := c.endpoints[key]; ep != nil {
 		return ep
 	}
 	ep := newEndpoint(c, host, insecure)
-	c.endpoints[host] = ep
+	c.endpoints[key] = ep
 	return ep
+}
+
+// forgetTokens makes the next request to a host begin anew, with other credentials.
+func (c *Client) forgetTokens(host string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.endpoints, endpointKey{host, true})
+	delete(c.endpoints, endpointKey{host, false})
 }
 
 // place is a repository at an endpoint.

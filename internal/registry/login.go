@@ -34,9 +34,7 @@ func (c *Client) Login(ctx context.Context, registry string, cr Credentials) (st
 	if err := c.pinRealm(registry, pin); err != nil {
 		return "", err
 	}
-	c.mu.Lock()
-	delete(c.endpoints, home.host)
-	c.mu.Unlock()
+	c.forgetTokens(home.host)
 	return "Login Succeeded", nil
 }
 
@@ -119,9 +117,7 @@ func (c *Client) Logout(ctx context.Context, registry string) error {
 	if err := c.pinRealm(registry, ""); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	delete(c.endpoints, registry)
-	c.mu.Unlock()
+	c.forgetTokens(registry)
 	if !found {
 		return fault.Errorf(fault.NotModified, "Not logged in to %s", registry)
 	}

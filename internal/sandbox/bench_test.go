@@ -69,7 +69,7 @@ func BenchmarkRun(b *testing.B) {
 		fd := overlay(b, root)
 		at := time.Now()
 		p, err := Start(context.Background(), dockerSpec("/bin/true"), Options{Root: fd, NetNS: -1, DefaultSeccomp: true,
-			Cache: cache, Cgroup: fmt.Sprintf("keg-test/bench-%d", i), Stdio: [3]*os.File{null, null, null}})
+			Cache: cache, Cgroup: fmt.Sprintf("keg-test-sandbox/bench-%d", i), Stdio: [3]*os.File{null, null, null}})
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -96,6 +96,8 @@ func callName(nr uintptr) string {
 		return "personality"
 	case unix.SYS_FCHOWN:
 		return "fchown"
+	case unix.SYS_KEYCTL:
+		return "keyctl"
 	case unix.SYS_EXECVE:
 		return "execve"
 	}

@@ -79,6 +79,9 @@ func (p *program) tell(step uint64) {
 // streams makes a session and puts the standard streams in place.
 func (p *program) streams(c *process) {
 	p.add("start", "a session", unix.SYS_SETSID)
+	// A session keyring of its own, not the engine's. It is anonymous and ends with the process.
+	p.add("join", "a new session keyring", unix.SYS_KEYCTL, num(unix.KEYCTL_JOIN_SESSION_KEYRING), num(0)).
+		ignore(unix.ENOSYS, 0).ignore(unix.EPERM, 0)
 	src := stdio
 	if c.tty {
 		src = [3]string{"tty", "tty", "tty"}

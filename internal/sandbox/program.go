@@ -5,6 +5,7 @@ package sandbox
 // needs no privileges; bind gives it the numbers and addresses of this process.
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"strings"
@@ -39,13 +40,12 @@ type arg struct {
 func num[T ~int | ~int32 | ~int64 | ~uint | ~uint32 | ~uint64 | ~uintptr](n T) arg {
 	return arg{n: int64(n)}
 }
-func slot(n int) arg          { return arg{kind: argSlot, n: int64(n)} }
-func fd(name string) arg      { return arg{kind: argFD, text: name} }
-func text(s string) arg       { return arg{kind: argText, text: s} }
-func mem(b []byte) arg        { return arg{kind: argMem, mem: b} }
-func vector(v []string) arg   { return arg{kind: argVec, vec: v} }
-func filter(b []byte) arg     { return arg{kind: argProg, mem: b} }
-func (a arg) isAddress() bool { return a.kind >= argText }
+func slot(n int) arg        { return arg{kind: argSlot, n: int64(n)} }
+func fd(name string) arg    { return arg{kind: argFD, text: name} }
+func text(s string) arg     { return arg{kind: argText, text: s} }
+func mem(b []byte) arg      { return arg{kind: argMem, mem: b} }
+func vector(v []string) arg { return arg{kind: argVec, vec: v} }
+func filter(b []byte) arg   { return arg{kind: argProg, mem: b} }
 
 // step is one operation of the child. act and object make the error message.
 type step struct {
@@ -141,11 +141,14 @@ func (a arg) String() string {
 	case argText:
 		return fmt.Sprintf("%q", a.text)
 	case argMem:
+		if len(bytes.Trim(a.mem, "\x00")) == 0 {
+			return fmt.Sprintf("0*%d", len(a.mem))
+		}
 		return fmt.Sprintf("%x", a.mem)
 	case argVec:
 		return fmt.Sprintf("%q", a.vec)
 	case argProg:
-		return fmt.Sprintf("filter")
+		return "filter"
 	}
 	if a.n > 4096 {
 		return fmt.Sprintf("%#x", a.n)

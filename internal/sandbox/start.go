@@ -17,6 +17,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -125,9 +126,7 @@ func (s *start) run(ctx context.Context) (*Process, error) {
 	if l.ns.clone&unix.CLONE_NEWUSER != 0 {
 		t.mapped = func(pid int) error { return mapIDs(pid, b.spec.Linux) }
 	}
-	if a := b.spec.Process.OOMScoreAdj; a != nil {
-		t.oomScore = a
-	}
+	t.oomScore = oomScore(b.spec.Process.OOMScoreAdj)
 	p, err := t.begin(ctx, &birth{program: t.program, fds: b.fds, keepBelow: 3 + len(b.o.Files), flags: l.ns.clone, cgroup: into, pidns: pidns})
 	if err != nil {
 		if b.console != nil {
@@ -137,6 +136,19 @@ func (s *start) run(ctx context.Context) (*Process, error) {
 	}
 	p.Cgroup = b.group
 	return p, nil
+}
+
+// oomScore is what to set; nil leaves what the child inherits. The protection that an engine has
+// from the kernel's killer is not for its containers.
+func oomScore(asked *int) *int {
+	if asked != nil {
+		return asked
+	}
+	b, _ := os.ReadFile("/proc/self/oom_score_adj")
+	if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err != nil || n >= 0 {
+		return nil
+	}
+	return new(int)
 }
 
 // exists tells whether a file is in the container, for a better error.
@@ -334,8 +346,10 @@ func (t *talk) read() (*report, error) {
 	var b [16]byte
 	n, err := t.sock.Read(b[:])
 	if errors.Is(err, unix.ECONNRESET) {
-		// The child ended with our go-ahead unread; its report is still to be had.
-		n, err = t.sock.Read(b[:])
+		// The child ended with our go-ahead unread; its report, if any, is still to be had.
+		if n, err = t.sock.Read(b[:]); errors.Is(err, io.EOF) {
+			return nil, fmt.Errorf("the process was killed before it could execute %q", t.c.args[0])
+		}
 	}
 	if errors.Is(err, io.EOF) {
 		return nil, nil

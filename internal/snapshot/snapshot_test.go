@@ -830,9 +830,9 @@ func TestSmuggledOverlayAttributes(t *testing.T) {
 	needsRoot(t)
 	s := open(t)
 	base := add(t, s, nil, entry{name: "secret/"}, entry{name: "secret/key", body: "k"})
-	base = add(t, s, base, entry{name: ".wh.secret"})
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
+	w.WriteHeader(&tar.Header{Name: ".wh.secret", Typeflag: tar.TypeReg})
 	w.WriteHeader(&tar.Header{Name: "loot/", Typeflag: tar.TypeDir, Mode: 0o755, PAXRecords: map[string]string{
 		"SCHILY.xattr.trusted.overlay.redirect": "/secret", "SCHILY.xattr.user.overlay.redirect": "/secret"}})
 	w.Close()
@@ -921,4 +921,24 @@ func BenchmarkRun(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// Two steps that change nothing give the same empty layer; many images have it twice.
+func TestStackThatNamesALayerTwice(t *testing.T) {
+	needsRoot(t)
+	s := open(t)
+	stack := add(t, s, nil, entry{name: "a", body: "one"})
+	stack = add(t, s, stack, entry{name: "b", body: "two"})
+	stack = append(stack, stack[0], stack[1])
+	prepare(t, s, "c1", stack)
+	edit(t, s, "c1", func(d string) {
+		if read(t, d+"/a") != "one" || read(t, d+"/b") != "two" {
+			t.Error("files do not show")
+		}
+	})
+	fd, err := s.View(stack)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(fd)
 }

@@ -137,7 +137,7 @@ func (s *Store) PutAs(ctx context.Context, d digest.Digest, data []byte) (digest
 	if err != nil {
 		return "", err
 	}
-	if err := in.Truncate(0); err == nil {
+	if err = in.Truncate(0); err == nil {
 		_, err = in.Write(data)
 	}
 	if err != nil {

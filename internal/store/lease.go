@@ -100,7 +100,10 @@ func readLease(path string, held map[digest.Digest]bool) error {
 	}
 	defer f.Close()
 	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-		return os.Remove(path) // nobody's
+		if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+			return err
+		}
+		return nil // nobody's, or released just now
 	}
 	b, err := os.ReadFile(path)
 	if os.IsNotExist(err) {

@@ -50,13 +50,14 @@ func Create(path string, r *specs.LinuxResources) (_ *Group, warnings []string, 
 		return nil, nil, err
 	}
 	made := &Group{path: g.path, unified: g.unified}
+	undo := &Group{} // what was not there before
 	defer func() {
 		if err != nil {
-			_ = made.Remove(context.Background())
+			_ = undo.Remove(context.Background())
 		}
 	}()
 	for _, h := range g.hierarchies {
-		err := h.make(len(g.path), g.unified)
+		reused, err := h.make(len(g.path), g.unified)
 		if refused(err) {
 			warnings = append(warnings, fmt.Sprintf("cannot make a cgroup in %s (%s): its limits do not apply", h.Name, reason(err)))
 			continue
@@ -65,6 +66,9 @@ func Create(path string, r *specs.LinuxResources) (_ *Group, warnings []string, 
 			return nil, nil, err
 		}
 		made.hierarchies = append(made.hierarchies, h)
+		if !reused {
+			undo.hierarchies = append(undo.hierarchies, h)
+		}
 	}
 	w, err := made.Set(r)
 	if err == nil {
@@ -156,36 +160,37 @@ func (g *Group) v2() string {
 	return ""
 }
 
-// make creates the directory and what is missing above it, n bytes of its path being ours.
-func (h *Hierarchy) make(n int, unified bool) error {
-	err := unix.Mkdir(h.Dir, 0o755)
+// make creates the directory and what is missing above it, n bytes of its path being ours. It
+// reports whether the directory was there already.
+func (h *Hierarchy) make(n int, unified bool) (reused bool, err error) {
+	err = unix.Mkdir(h.Dir, 0o755)
 	switch {
 	case err == nil:
-		return nil
+		return false, nil
 	case errors.Is(err, unix.EEXIST):
-		return h.reuse()
+		return true, h.reuse()
 	case !errors.Is(err, unix.ENOENT):
-		return &fs.PathError{Op: "make cgroup", Path: h.Dir, Err: err}
+		return false, &fs.PathError{Op: "make cgroup", Path: h.Dir, Err: err}
 	}
 	top := h.Dir[:len(h.Dir)-n]
 	at := top
 	for _, name := range strings.Split(strings.Trim(h.Dir[len(top):], "/"), "/") {
 		if err := h.prepare(at, unified); err != nil {
-			return err
+			return false, err
 		}
 		next := filepath.Join(at, name)
 		err := unix.Mkdir(next, 0o755)
 		if err != nil && !errors.Is(err, unix.EEXIST) {
-			return &fs.PathError{Op: "make cgroup", Path: next, Err: err}
+			return false, &fs.PathError{Op: "make cgroup", Path: next, Err: err}
 		}
 		if err == nil && next != h.Dir && h.has("cpuset") {
 			if err := inheritCpuset(at, next); err != nil {
-				return err
+				return false, err
 			}
 		}
 		at = next
 	}
-	return nil
+	return false, nil
 }
 
 // reuse accepts a group that nobody is in: the rest of a crash.

@@ -29,7 +29,7 @@ const (
 	jset = unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K
 	jump = unix.BPF_JMP | unix.BPF_JA
 	and  = unix.BPF_ALU | unix.BPF_AND | unix.BPF_K
-	ret  = unix.BPF_RET | unix.BPF_K
+	rets = unix.BPF_RET | unix.BPF_K
 )
 
 // Offsets in struct seccomp_data: number, architecture, instruction pointer, six arguments.
@@ -73,7 +73,7 @@ func assemble(policies []policy) []insn {
 		done[arch] = true
 		out = append(out, over(insn{code: jeq, k: arch}, section(arch, policies))...)
 	}
-	return append(out, insn{code: ret, k: unix.SECCOMP_RET_KILL_PROCESS})
+	return append(out, insn{code: rets, k: unix.SECCOMP_RET_KILL_PROCESS})
 }
 
 // over runs body when test holds and goes past it otherwise.
@@ -103,7 +103,7 @@ func section(arch uint32, policies []policy) []insn {
 		}
 	}
 	if plain == nil {
-		return append(out, insn{code: ret, k: unix.SECCOMP_RET_KILL_PROCESS})
+		return append(out, insn{code: rets, k: unix.SECCOMP_RET_KILL_PROCESS})
 	}
 	// Numbers with another interface's bit that is not covered lie beyond the newest call.
 	return append(out, search(spans(plain))...)
@@ -174,7 +174,7 @@ func leaf(v *verdict) (out []insn) {
 	for i := range v.rules {
 		out = append(out, v.rules[i].code()...)
 	}
-	return append(out, insn{code: ret, k: v.otherwise})
+	return append(out, insn{code: rets, k: v.otherwise})
 }
 
 // code tests the rule's comparisons; where one does not hold it goes past the end.
@@ -235,7 +235,7 @@ func (r *rule) code() []insn {
 			out[e.at].jf = d
 		}
 	}
-	return append(out, insn{code: ret, k: r.action})
+	return append(out, insn{code: rets, k: r.action})
 }
 
 func encode(code []insn) []byte {

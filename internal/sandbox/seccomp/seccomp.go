@@ -100,7 +100,7 @@ func specFor(caps []string) *specs.Spec {
 // cached returns the compiled filter from the cache, or compiles it and remembers it. A cache
 // that cannot be written costs a millisecond, not the container.
 func cached(dir, what string, policy func() (*specs.LinuxSeccomp, error)) (Filter, error) {
-	key := sha256.Sum256([]byte(strings.Join([]string{version, runtime.GOARCH, linux.Kernel(), what}, "\x00")))
+	key := keyFor(what)
 	file := ""
 	if dir != "" {
 		file = filepath.Join(dir, "seccomp-"+hex.EncodeToString(key[:16]))
@@ -117,6 +117,11 @@ func cached(dir, what string, policy func() (*specs.LinuxSeccomp, error)) (Filte
 		_ = disk.PutVolatile(file, sealed(f, key[:]), 0o600)
 	}
 	return f, err
+}
+
+// keyFor names a filter: what it is made of, by whom, for which machine and kernel.
+func keyFor(what string) [sha256.Size]byte {
+	return sha256.Sum256([]byte(strings.Join([]string{version, runtime.GOARCH, linux.Kernel(), what}, "\x00")))
 }
 
 // sealed is a cache file: digest of the rest with the key, flags, code.
