@@ -241,8 +241,8 @@ func (o *opened) close() {
 	}
 }
 
-// explain adds what the kernel says about a failed configuration: reading the context
-// gives its messages (fsopen(2) in mount_setattr's family of pages).
+// explain adds what the kernel says about a failed configuration: reading the context's
+// descriptor gives its messages.
 func explain(fs int, what string, err error) error {
 	buf := make([]byte, 512)
 	if n, rerr := unix.Read(fs, buf); rerr == nil && n > 2 {
