@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/moby/moby/api/types/network"
 	"github.com/opencontainers/go-digest"
 
 	ctr "keg/internal/container"
@@ -77,6 +78,10 @@ type live interface {
 	Stop(ctx context.Context, sig, timeout int) error
 	Pause(ctx context.Context) error
 	Unpause(ctx context.Context) error
+	Update(ctx context.Context) error
+	Renamed(ctx context.Context) error
+	Connect(ctx context.Context, e net.Endpoint) (*network.EndpointSettings, error)
+	Disconnect(ctx context.Context, name string) error
 	Close() error
 }
 

@@ -18,11 +18,13 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/moby/moby/api/types/network"
 	"github.com/opencontainers/go-digest"
 
 	"keg/internal/fault"
 	"keg/internal/image"
 	"keg/internal/monitor"
+	net "keg/internal/network"
 	"keg/internal/registry"
 )
 
@@ -507,3 +509,12 @@ func (l *fakeLive) set(s string) error {
 func (l *fakeLive) Pause(context.Context) error   { return l.set("pause") }
 func (l *fakeLive) Unpause(context.Context) error { return l.set("unpause") }
 func (l *fakeLive) Close() error                  { return nil }
+
+func (l *fakeLive) Update(context.Context) error  { return l.set("update") }
+func (l *fakeLive) Renamed(context.Context) error { return l.set("renamed") }
+func (l *fakeLive) Connect(_ context.Context, e net.Endpoint) (*network.EndpointSettings, error) {
+	return &e.Settings, l.set("connect " + e.Network)
+}
+func (l *fakeLive) Disconnect(_ context.Context, name string) error {
+	return l.set("disconnect " + name)
+}
