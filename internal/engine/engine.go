@@ -77,6 +77,7 @@ type live interface {
 	Stop(ctx context.Context, sig, timeout int) error
 	Pause(ctx context.Context) error
 	Unpause(ctx context.Context) error
+	Root(ctx context.Context) (*os.File, error)
 	Close() error
 }
 

@@ -504,3 +504,6 @@ func (l *fakeLive) set(s string) error {
 func (l *fakeLive) Pause(context.Context) error   { return l.set("pause") }
 func (l *fakeLive) Unpause(context.Context) error { return l.set("unpause") }
 func (l *fakeLive) Close() error                  { return nil }
+func (l *fakeLive) Root(context.Context) (*os.File, error) {
+	return nil, notRunning(l.id)
+}

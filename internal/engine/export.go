@@ -1,0 +1,42 @@
+package engine
+
+import (
+	"context"
+	"io"
+	"os"
+
+	"keg/internal/layer"
+	"keg/internal/snapshot"
+)
+
+// Export writes the root file system of a container as a tar: what its image and its
+// own changes give, without volumes. It may run meanwhile.
+func (e *Engine) Export(ctx context.Context, ref string, w io.Writer) error {
+	r, _, err := e.view(ctx, ref)
+	if err != nil {
+		return err
+	}
+	fd, err := e.snapshots.Mount(r.ID, snapshot.MountOptions{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	root := os.NewFile(uintptr(fd), "/")
+	defer root.Close()
+	if _, err := layer.Pack(ctx, root, layer.DiffOptions{Tar: w}); err != nil {
+		return err
+	}
+	e.containerEvent("export", r, nil)
+	return nil
+}
+
+// Change is one path that a container changed.
+type Change = snapshot.Change
+
+// Diff lists what a container changed in its root file system, sorted by path.
+func (e *Engine) Diff(ctx context.Context, ref string) ([]Change, error) {
+	r, _, err := e.view(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	return e.snapshots.Changes(r.ID)
+}
