@@ -130,7 +130,7 @@ func (e *Engine) freeze(ctx context.Context, id string, still bool) (c snapshot.
 		}
 		defer func() { err = errors.Join(err, resume()) }()
 	}
-	return e.snapshots.Commit(ctx, id, snapshot.CommitOptions{Copy: true})
+	return e.snapshots.Commit(ctx, id, snapshot.CommitOptions{Copy: true, Omit: ownMounts()})
 }
 
 // stillness pauses a container and returns what lets it go on.

@@ -86,7 +86,7 @@ func (e *Engine) CopyIn(ctx context.Context, src, ref, dst string, o CopyOptions
 	from, err := layer.Look(host, src, o.Follow)
 	if err == nil && !from.Exists {
 		from.Close()
-		err = &fs.PathError{Op: "lstat", Path: src, Err: fs.ErrNotExist}
+		err = &fs.PathError{Op: "lstat", Path: src, Err: syscall.ENOENT}
 	} else if err == nil && layer.AssertsDir(src) && !from.IsDir() {
 		from.Close()
 		err = &fs.PathError{Op: "lstat", Path: src, Err: errNotDirectory}

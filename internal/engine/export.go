@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 
+	ctr "keg/internal/container"
 	"keg/internal/layer"
 	"keg/internal/snapshot"
 )
@@ -38,5 +39,11 @@ func (e *Engine) Diff(ctx context.Context, ref string) ([]Change, error) {
 	if err != nil {
 		return nil, err
 	}
-	return e.snapshots.Changes(r.ID)
+	return e.snapshots.Changes(r.ID, ownMounts()...)
+}
+
+// ownMounts are the places that a start makes in the writable layer to mount things
+// on: no change of the program's, as in Docker, where they are in a layer of their own.
+func ownMounts() []string {
+	return []string{"/dev", "/proc", "/sys", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf", ctr.InitTarget}
 }
