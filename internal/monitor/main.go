@@ -152,7 +152,9 @@ func containerMain(r Roots, place string) error {
 	<-starter.done
 	// The last one out takes bridge and rules down. The lock is given up first: this lingers.
 	m.lock.Close()
-	return errors.Join(err, m.networks.Settle(context.Background()))
+	err = errors.Join(err, m.networks.Settle(context.Background()))
+	farewell()
+	return err
 }
 
 // startRequest reads what the starter asks for.
