@@ -136,7 +136,7 @@ func buildMain(r Roots) error {
 			for ; n > 0; n-- {
 				<-running
 			}
-			return nil
+			return s.networks.Settle(context.Background())
 		}
 		n++
 		go func() {

@@ -153,8 +153,10 @@ func containerMain(r Roots, place string) error {
 	if err := m.own(); err != nil {
 		return m.refuse(starter, err)
 	}
-	defer m.lock.Close()
-	return m.live(starter, attach)
+	err = m.live(starter, attach)
+	m.lock.Close()
+	// The last one out takes bridge and rules down. The lock is given up first: this lingers.
+	return errors.Join(err, m.networks.Settle(context.Background()))
 }
 
 // startRequest reads what the starter asks for.

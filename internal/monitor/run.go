@@ -89,13 +89,13 @@ func (m *monitor) start(starter *link, attach *attachment) (_ *run, err error) {
 		return nil, err
 	}
 	closeAll(stdio[:])
+	m.mu.Lock()
+	m.run = r
+	m.mu.Unlock()
 	if starter != nil {
 		starter.send(frameReply, []byte("{}")) // before the first byte of output
 	}
 	r.copyOutput(m.rec.Config.Tty)
-	m.mu.Lock()
-	m.run = r
-	m.mu.Unlock()
 	if starter != nil {
 		go m.converse(starter, r, attach)
 	}
