@@ -98,7 +98,7 @@ func (m *monitor) start(starter *link, attach *attachment) (_ *run, err error) {
 	}
 	r.copyOutput(m.rec.Config.Tty)
 	if starter != nil {
-		m.inFlight.Go(func() { m.converse(starter, r, attach) })
+		go m.converse(starter, r, attach)
 	}
 	m.announce(r)
 	return r, nil
