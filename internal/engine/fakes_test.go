@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -369,6 +370,7 @@ type fakeMonitors struct {
 	lives map[string]*fakeLive
 	reaps []string
 	fail  error
+	dials atomic.Int64
 }
 
 type fakeLive struct {
@@ -411,6 +413,7 @@ func (m *fakeMonitors) Spawn(_ context.Context, id string, _ *monitor.Stdio) (li
 }
 
 func (m *fakeMonitors) Dial(_ context.Context, id string) (live, error) {
+	defer m.dials.Add(1)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	l := m.lives[id]
