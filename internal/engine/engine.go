@@ -82,6 +82,7 @@ type live interface {
 	Renamed(ctx context.Context) error
 	Connect(ctx context.Context, e net.Endpoint) (*network.EndpointSettings, error)
 	Disconnect(ctx context.Context, name string) error
+	Root(ctx context.Context) (*os.File, error)
 	Close() error
 }
 

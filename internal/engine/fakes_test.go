@@ -518,3 +518,6 @@ func (l *fakeLive) Connect(_ context.Context, e net.Endpoint) (*network.Endpoint
 func (l *fakeLive) Disconnect(_ context.Context, name string) error {
 	return l.set("disconnect " + name)
 }
+func (l *fakeLive) Root(context.Context) (*os.File, error) {
+	return nil, notRunning(l.id)
+}

@@ -278,6 +278,9 @@ func (e *Engine) fetchLayer(ctx context.Context, ref image.Reference, d image.De
 	if e.store.Has(d.Digest) {
 		return e.unpackBlob(ctx, d, c, diffID, say)
 	}
+	if _, local := e.remote.(*bundle); local && c == image.Uncompressed {
+		return e.fetchTar(ctx, ref, d, diffID, say)
+	}
 	ing, err := e.store.Ingest(ctx, d.Digest.String())
 	if err != nil {
 		return nil, err

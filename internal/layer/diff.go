@@ -83,8 +83,10 @@ func newDiffer(ctx context.Context, o DiffOptions, layer bool) *differ {
 	return d
 }
 
-func (d *differ) all(root *os.File) (Diffed, error) {
-	err := d.root(root)
+func (d *differ) all(root *os.File) (Diffed, error) { return d.finish(d.root(root)) }
+
+// finish ends the archive after its entries were written, or could not be.
+func (d *differ) finish(err error) (Diffed, error) {
 	if err == nil {
 		d.literal(make([]byte, 1024)) // two zero blocks end an archive
 	}
@@ -174,7 +176,8 @@ func (d *differ) entry(fd int, base, name string, fresh bool) (removed bool, err
 	case d.layer && strings.HasPrefix(base, whPrefix):
 		return false, fault.Invalidf("a name that begins with %q cannot be kept in a layer, where it means a deletion", whPrefix)
 	}
-	h := &tar.Header{Name: name, Mode: int64(st.Mode & permBits), Uid: int(st.Uid), Gid: int(st.Gid), ModTime: d.time(&st)}
+	h := tarHeader(&st, d.time(&st))
+	h.Name = name
 	if kind != unix.S_IFDIR && st.Nlink > 1 {
 		key := inode{uint64(st.Dev), st.Ino}
 		if first, ok := d.first[key]; ok {
@@ -210,6 +213,10 @@ func (d *differ) entry(fd int, base, name string, fresh bool) (removed bool, err
 		return false, err
 	}
 	return false, d.settime(fd, base, h.ModTime, &st)
+}
+
+func tarHeader(st *unix.Stat_t, t time.Time) *tar.Header {
+	return &tar.Header{Mode: int64(st.Mode & permBits), Uid: int(st.Uid), Gid: int(st.Gid), ModTime: t}
 }
 
 // time is the modification time as the tar has it.
@@ -346,6 +353,9 @@ func (d *differ) file(fd int, base string, h *tar.Header, st *unix.Stat_t) error
 		return err
 	}
 	defer unix.Close(f)
+	if err := same(f, st); err != nil {
+		return err
+	}
 	if err := d.header(h); err != nil {
 		return err
 	}

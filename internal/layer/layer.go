@@ -63,7 +63,9 @@ type Options struct {
 	// none at all.
 	SingleID bool
 	// Owner, when set, replaces the owner of every entry.
-	Owner  *Owner
+	Owner *Owner
+	// Shown is what errors call the root ("" = "/").
+	Shown  string
 	Limits Limits
 	// Recipe, when set, receives the recipe for OpenTar. Result.Recorded tells whether
 	// it is whole.
