@@ -111,16 +111,16 @@ func (e *Engine) Execs(ctx context.Context, ref string) ([]monitor.ExecInfo, err
 	return i.Execs, err
 }
 
-// As is the engine for a caller who has an account of his own at one registry.
-func (e *Engine) As(a registry.Account) *Engine {
+// As is the engine for a caller who has accounts of his own at registries.
+func (e *Engine) As(as ...registry.Account) *Engine {
 	own := *e
-	own.remote = e.client(&a)
+	own.remote = e.client(as)
 	return &own
 }
 
-func (e *Engine) client(a *registry.Account) *registry.Client {
+func (e *Engine) client(as []registry.Account) *registry.Client {
 	return registry.NewClient(registry.Config{DockerConfig: e.opt.Env["DOCKER_CONFIG"], Env: e.opt.Env,
-		UserAgent: "keg/" + e.opt.Version, Account: a})
+		UserAgent: "keg/" + e.opt.Version, Accounts: as})
 }
 
 // CheckLogin asks a registry whether credentials are good, and saves nothing.

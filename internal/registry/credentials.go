@@ -147,8 +147,10 @@ func (d *dockerConfig) helper(registry string) string {
 
 // Stored returns what is saved for a registry; the zero value when nothing is.
 func (c *Client) Stored(ctx context.Context, registry string) (Credentials, error) {
-	if a := c.cfg.Account; a != nil && canonical(a.Registry) == canonical(registry) {
-		return a.Credentials, nil
+	for _, a := range c.cfg.Accounts {
+		if canonical(a.Registry) == canonical(registry) {
+			return a.Credentials, nil
+		}
 	}
 	d, err := readDockerConfig(c.cfg)
 	if err != nil {
