@@ -63,8 +63,10 @@ func (w *reply) json(code int, v any) error {
 	if err != nil {
 		return err
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
+	if !w.begun {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(code)
+	}
 	_, _ = w.Write(append(b, '\n')) // who left does not need it
 	return nil
 }

@@ -89,7 +89,7 @@ func (s *Server) build(w *reply, r *request) error {
 	if o.Text, err = s.buildContext(ctx, r, dir); err != nil {
 		return err
 	}
-	out := &classic{progress: progress{w: w}, quiet: r.flag("q")}
+	out := &classic{progress: progress{w: w}, quiet: r.flag("q"), bases: map[int]bool{}}
 	res, err := e.Build(ctx, o, out.event)
 	if err != nil {
 		return out.fail(err)
@@ -240,6 +240,7 @@ func (s *Server) accounts(r *request) (Engine, error) {
 type classic struct {
 	progress
 	quiet bool
+	bases map[int]bool // vertices of FROM: their image is here, which is no cache
 }
 
 func (c *classic) say(format string, args ...any) {
@@ -253,7 +254,11 @@ func (c *classic) event(e builder.Event) {
 	case e.Name != "":
 		if step, rest, ok := stepOf(e.Name); ok {
 			c.say("Step %s : %s\n", step, rest)
+			if strings.HasPrefix(rest, "FROM ") {
+				c.bases[e.Vertex] = true
+			}
 		}
+	case e.Cached && c.bases[e.Vertex]:
 	case e.Cached:
 		c.say(" ---> Using cache\n")
 	case len(e.Log) > 0:

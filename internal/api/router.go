@@ -40,10 +40,10 @@ func match(pattern, path []string) (map[string]string, bool) {
 	for i, p := range pattern {
 		if name, ok := strings.CutSuffix(p, "*}"); ok {
 			n := len(path) - (len(pattern) - 1)
-			if n < i+1 {
+			if n < 1 {
 				return nil, false
 			}
-			end := n
+			end := i + n
 			vars[name[1:]] = strings.Join(path[i:end], "/")
 			rest, ok := match(pattern[i+1:], path[end:])
 			for k, v := range rest {

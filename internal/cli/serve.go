@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -61,6 +62,7 @@ func (a *app) serve(c *cobra.Command, group string) error {
 		lns = append(lns, more...)
 		fmt.Fprintf(a.out, "API listens on %s\n", h)
 	}
+	debug.SetGCPercent(50) // a server is idle most of the time: memory before speed
 	s := api.New(eng, api.Options{Version: version, Commit: commit, Env: a.env, Log: a.err, Scratch: filepath.Join(root, "contexts"),
 		As: func(as ...registry.Account) api.Engine { return eng.As(as...) }})
 	return s.Serve(c.Context(), lns...)
