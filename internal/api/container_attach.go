@@ -172,6 +172,14 @@ func (s *Server) containerAttach(w *reply, r *request) error {
 	if tty {
 		stdio.DetachKeys = keys
 	}
+	var v *vigil
+	if stream && !c.State.Running { // before the client hears from us: it starts the container then
+		v = s.vigils.join(c.ID, &stdio)
+		defer s.vigils.leave(c.ID, v)
+	}
+	if conn.accept() != nil {
+		return nil
+	}
 	if logs {
 		if err := s.replay(ctx, c.ID, stdio); err != nil {
 			problem(stdio.Err, err)
@@ -179,19 +187,17 @@ func (s *Server) containerAttach(w *reply, r *request) error {
 		}
 	}
 	if stream {
-		problem(orWriter(stdio.Err, stdio.Out), s.attach(ctx, c, stdio))
+		problem(orWriter(stdio.Err, stdio.Out), s.attach(ctx, c, stdio, v))
 	}
 	return nil
 }
 
 // attach serves a running container, or waits for the start of one that is not.
-func (s *Server) attach(ctx context.Context, c container.InspectResponse, stdio monitor.Stdio) error {
-	if c.State.Running {
+func (s *Server) attach(ctx context.Context, c container.InspectResponse, stdio monitor.Stdio, v *vigil) error {
+	if v == nil {
 		_, err := s.engine.Attach(ctx, c.ID, stdio)
 		return err
 	}
-	v := s.vigils.join(c.ID, &stdio)
-	defer s.vigils.leave(c.ID, v)
 	select {
 	case <-v.ended:
 		return v.err

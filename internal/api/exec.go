@@ -142,6 +142,7 @@ func (s *Server) execStart(w *reply, r *request) error {
 		return err
 	}
 	defer conn.Close()
+	_ = conn.accept() // who left meanwhile left a program that runs all the same
 	stdio := streams(conn, tty, x.request.AttachStdin, x.request.AttachStdout, x.request.AttachStderr)
 	if tty {
 		stdio.DetachKeys = x.keys

@@ -69,12 +69,20 @@ func (m *multiplexer) Write(b []byte) (int, error) {
 // wire is a hijacked connection.
 type wire struct {
 	net.Conn
-	in *bufio.Reader
+	in   *bufio.Reader
+	head string
+}
+
+// accept tells the client that its stream is ready. What it does next, like starting the
+// container, relies on that.
+func (c *wire) accept() error {
+	_, err := io.WriteString(c.Conn, c.head)
+	return err
 }
 
 func (c *wire) Read(b []byte) (int, error) { return c.in.Read(b) }
 
-// hijack takes the connection and says that it is a stream now: 101 when the client asked
+// hijack takes the connection; accept says that it is a stream now: 101 when the client asked
 // for an upgrade, else 200 as old clients expect.
 func hijack(w *reply, r *request, contentType string) (*wire, error) {
 	conn, buf, err := http.NewResponseController(w.ResponseWriter).Hijack()
@@ -88,11 +96,7 @@ func hijack(w *reply, r *request, contentType string) (*wire, error) {
 		head = "HTTP/1.1 101 UPGRADED\r\nContent-Type: " + contentType + "\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
 	}
 	head += "Api-Version: " + MaxVersion + "\r\nDocker-Experimental: false\r\nOstype: linux\r\nServer: " + w.Header().Get("Server") + "\r\n\r\n"
-	if _, err := io.WriteString(conn, head); err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return &wire{conn, buf.Reader}, nil
+	return &wire{conn, buf.Reader, head}, nil
 }
 
 // watched is ctx that also ends when the client is gone for good. A client that only ended
