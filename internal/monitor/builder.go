@@ -109,6 +109,7 @@ type steps struct {
 	roots     Roots
 	snapshots *snapshot.Store
 	networks  *network.Store
+	idle      pool
 }
 
 func buildMain(r Roots) error {
@@ -136,7 +137,7 @@ func buildMain(r Roots) error {
 			for ; n > 0; n-- {
 				<-running
 			}
-			return s.networks.Settle(context.Background())
+			return errors.Join(s.idle.close(), s.networks.Settle(context.Background()))
 		}
 		n++
 		go func() {
@@ -253,10 +254,10 @@ func (s *steps) run(ctx context.Context, st Step, put func([]byte)) (code int, e
 	defer func() {
 		r.freeFiles()
 		if r.net != nil {
-			err = errors.Join(err, r.net.Release())
+			err = errors.Join(err, s.idle.give(st, r.net, err == nil))
 		}
 	}()
-	attached := m.attachNetwork(ctx)
+	attached := s.network(ctx, m, st)
 	opts, err := m.prepareStep(st.Key, r)
 	n := <-attached
 	r.net = n.a
