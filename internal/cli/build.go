@@ -21,7 +21,7 @@ import (
 type buildFlags struct {
 	file, target, progress, iidfile, platform, network string
 	tags, args, labels, hosts, noCacheFilter, secrets  []string
-	noCache, pull, quiet                               bool
+	noCache, pull, quiet, explain                      bool
 	shmSize                                            int64
 	output, provenance, sbom                           string
 }
@@ -45,6 +45,7 @@ func newBuild(a *app) *cobra.Command {
 func (o *buildFlags) bind(fs *pflag.FlagSet) {
 	fs.Var(newList(&o.hosts, checkExtraHost), "add-host", "Add a custom host-to-IP mapping (host:ip)")
 	fs.Var(newList(&o.args, checkBuildArg), "build-arg", "Set build-time variables")
+	fs.BoolVar(&o.explain, "explain", false, "Say of each step that ran which input differed from the last time")
 	fs.StringVarP(&o.file, "file", "f", "", `Name of the Dockerfile (default: "PATH/Dockerfile"); "-" reads it from stdin`)
 	fs.StringVar(&o.iidfile, "iidfile", "", "Write the image ID to a file")
 	fs.Var(newList(&o.labels, checkLabel), "label", "Set metadata for an image")
@@ -206,6 +207,27 @@ func checkText(b []byte) error {
 	return nil
 }
 
+// buildPrinter shows the progress as --progress says.
+func (a *app) buildPrinter(o *buildFlags) (*builder.Printer, error) {
+	p := builder.PrintOptions{Explain: o.explain, Now: a.now}
+	w := a.err
+	switch o.progress {
+	case "plain":
+	case "tty":
+		p.Live, w = true, a.rawErr
+	case "auto":
+		if a.errTTY {
+			p.Live, w = true, a.rawErr
+		}
+	case "quiet":
+		p.Quiet = true
+	default:
+		return nil, failf("invalid progress type %q: must be one of \"auto\", \"plain\", \"tty\" or \"quiet\"", o.progress)
+	}
+	p.Quiet = p.Quiet || o.quiet
+	return builder.NewPrinter(w, p), nil
+}
+
 func (a *app) build1(ctx context.Context, dir string, o *buildFlags) error {
 	req, clean, err := a.buildOptions(dir, o)
 	defer func() { clean() }()
@@ -220,8 +242,8 @@ func (a *app) build1(ctx context.Context, dir string, o *buildFlags) error {
 	if err != nil {
 		return err
 	}
-	res, err := eng.Build(ctx, req, show.event)
-	show.close()
+	res, err := eng.Build(ctx, req, show.Event)
+	show.Close()
 	if err != nil {
 		return buildError(ctx, err)
 	}
