@@ -156,7 +156,9 @@ func containerMain(r Roots, place string) error {
 	err = m.live(starter, attach)
 	m.lock.Close()
 	// The last one out takes bridge and rules down. The lock is given up first: this lingers.
-	return errors.Join(err, m.networks.Settle(context.Background()))
+	err = errors.Join(err, m.networks.Settle(context.Background()))
+	farewell()
+	return err
 }
 
 // startRequest reads what the starter asks for.

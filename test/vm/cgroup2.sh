@@ -8,7 +8,7 @@ test "$(keg run --rm keg/shell cat /proc/self/cgroup)" = 0::/
 ! keg run --rm keg/shell sh -c 'echo 1 > /sys/fs/cgroup/pids.max' 2>/dev/null
 # Out of memory: 137, and recorded as such.
 code=0
-keg run --name oom -m 32m keg/shell sh -c 'tail -c 200000000 /dev/zero | sort' >/dev/null 2>&1 || code=$?
+keg run --name oom -m 32m keg/shell sh -c 'x=$(yes | head -c 200000000)' >/dev/null 2>&1 || code=$?
 test "$code" = 137
 test "$(keg inspect --format '{{.State.OOMKilled}}' oom)" = true
 keg rm oom
