@@ -137,7 +137,9 @@ func buildMain(r Roots) error {
 			for ; n > 0; n-- {
 				<-running
 			}
-			return errors.Join(s.idle.close(), s.networks.Settle(context.Background()))
+			err := errors.Join(s.idle.close(), s.networks.Settle(context.Background()))
+			farewell()
+			return err
 		}
 		n++
 		go func() {
