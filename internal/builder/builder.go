@@ -10,7 +10,8 @@
 //	last/<build>    the keys of the last build of one Dockerfile
 //	sums/<context>  digests of context files, by device, inode, size, ctime
 //	trees/<hash>    digests of files of finished stages
-//	mounts/<id>/    cache mounts of RUN
+//	mounts/<id>/    cache mounts of RUN; <id>.json says whose, its time is the last use
+//	quota           its time is that of the last look at the size of all this
 //	held/<rand>/    builds at work: without its holder's flock it is garbage
 package builder
 

@@ -71,6 +71,7 @@ type fake struct {
 	networks   []network.Inspect
 	pruneOpt   engine.PruneOptions
 	pruned     engine.Pruned
+	cache      []engine.CacheEntry
 	usage      []engine.Usage
 	info       engine.Info
 	messages   []event.Message
@@ -298,8 +299,9 @@ func (f *fake) Prune(_ context.Context, o engine.PruneOptions) (engine.Pruned, e
 	f.pruneOpt = o
 	return f.pruned, f.err
 }
-func (f *fake) DiskUsage(context.Context) ([]engine.Usage, error) { return f.usage, f.err }
-func (f *fake) Info(context.Context) (engine.Info, error)         { return f.info, f.err }
+func (f *fake) BuildCache(context.Context) ([]engine.CacheEntry, error) { return f.cache, f.err }
+func (f *fake) DiskUsage(context.Context) ([]engine.Usage, error)       { return f.usage, f.err }
+func (f *fake) Info(context.Context) (engine.Info, error)               { return f.info, f.err }
 
 func (f *fake) Check(_ context.Context, repair bool, found func(engine.Problem)) error {
 	for _, p := range f.problems {

@@ -111,7 +111,19 @@ func TestPrune(t *testing.T) {
 		t.Errorf("volume prune: %+v", o)
 	}
 	keg(t, f, "network", "prune", "-f").want(t, 0, networks, "")
-	keg(t, f, "builder", "prune", "-f").want(t, 0, cache+"Total: 1.235MB\n", "")
+	f.pruned.CacheEntries = []engine.CacheEntry{{ID: "0123456789abcdef", Kind: "step", Description: "RUN make\x1b[2J", Size: 1000, Reason: "last used 3 days ago"}}
+	keg(t, f, "builder", "prune", "-f", "--max-used-space", "1m").want(t, 0, `ID             KIND      SIZE      DESCRIPTION         REASON
+0123456789ab   step      1kB       RUN make\x1b[2J   last used 3 days ago
+Total: 1.235MB
+`, "")
+	if o := f.pruneOpt; !o.BuildCache || o.All || o.MaxUsed != 1<<20 {
+		t.Errorf("builder prune: %+v", o)
+	}
+	f.cache = f.pruned.CacheEntries
+	keg(t, f, "builder", "du", "--format", "{{.ID}} {{.Size}} {{.Shared}}").want(t, 0, "0123456789ab 1kB false\n", "")
+	if r := kegWith(t, f, "", map[string]string{"KEG_BUILD_QUOTA": "lots"}, "builder", "du"); r.code == 0 || !strings.Contains(r.err, "KEG_BUILD_QUOTA") {
+		t.Errorf("a quota that is no number: %+v", r)
+	}
 	f.pruneOpt = engine.PruneOptions{}
 	r := kegWith(t, f, "n\n", nil, "system", "prune", "-a", "--volumes", "--filter", "label=x")
 	r.want(t, 1, `WARNING! This will remove:
