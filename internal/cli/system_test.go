@@ -112,7 +112,7 @@ func TestPrune(t *testing.T) {
 	}
 	keg(t, f, "network", "prune", "-f").want(t, 0, networks, "")
 	f.pruned.CacheEntries = []engine.CacheEntry{{ID: "0123456789abcdef", Kind: "step", Description: "RUN make\x1b[2J", Size: 1000, Reason: "last used 3 days ago"}}
-	keg(t, f, "builder", "prune", "-f", "--max-used-space", "1m").want(t, 0, `ID             KIND      SIZE      DESCRIPTION         REASON
+	keg(t, f, "builder", "prune", "-f", "--max-used-space", "1m").want(t, 0, `ID             KIND      SIZE      DESCRIPTION       REASON
 0123456789ab   step      1kB       RUN make\x1b[2J   last used 3 days ago
 Total: 1.235MB
 `, "")
