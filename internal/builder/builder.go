@@ -46,6 +46,16 @@ type Options struct {
 	Network       string
 	ExtraHosts    []string
 	ShmSize       int64
+	Ulimits       []Ulimit
+	Insecure      bool              // RUN --security=insecure is allowed
+	HostNetwork   bool              // RUN --network=host is allowed
+	Annotations   map[string]string // of the manifest
+}
+
+// Ulimit of RUN steps.
+type Ulimit struct {
+	Name       string
+	Soft, Hard int64
 }
 
 // Base is a resolved image.
@@ -68,6 +78,7 @@ type Step struct {
 	ShmSize                           int64
 	Stdin                             []byte
 	Mounts                            []Mount
+	Ulimits                           []Ulimit
 	Privileged                        bool
 }
 

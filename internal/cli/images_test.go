@@ -137,14 +137,24 @@ func TestBuildContexts(t *testing.T) {
 		"-f - -":                    "ERROR: invalid argument: can't use stdin for both build context and dockerfile\n",
 		"/nope":                     "ERROR: unable to prepare context: path \"/nope\" not found\n",
 		file:                        "ERROR: unable to prepare context: \"" + file + "\" is not a directory\n",
-		"https://example.com/x.git": "ERROR: cannot build from \"https://example.com/x.git\": the context must be a directory on this machine; clone or download it first\n",
+		"ssh://example.com/x.git":   "ERROR: git address \"ssh://example.com/x.git\": only https, http and file are supported; use https\n",
+		"https://h/x.git#a:../../b": "ERROR: git address \"https://h/x.git#a:../../b\": the directory \"../../b\" leads out of the repository\n",
+		"--allow all " + dir:        "ERROR: invalid --allow \"all\": want security.insecure or network.host\n",
 		"-t UPPER " + dir:           "ERROR: invalid tag \"UPPER\": invalid reference format: repository name (library/UPPER) must be lowercase\n",
 		"-":                         "ERROR: the Dockerfile on stdin is empty\n",
 		"--sbom=true " + dir:        "ERROR: --sbom=true is not supported: images are made without attestations\n",
 	} {
 		keg(t, f, append([]string{"build"}, strings.Fields(args)...)...).want(t, 1, "", want)
 	}
-	kegWith(t, f, "\x1f\x8b\x08", nil, "build", "-").want(t, 1, "", "ERROR: stdin holds an archive: unpack it and name the directory\n")
+	kegWith(t, f, "\x1f\x8b\x08", nil, "build", "-f", "-", dir).want(t, 1, "", "ERROR: stdin holds an archive: name it as the context (-), not as the Dockerfile\n")
+	meta := filepath.Join(dir, "meta.json")
+	kegWith(t, f, "FROM scratch\n", nil, "build", "-q", "--metadata-file", meta, "--allow", "security.insecure,network.host", "--ulimit", "nofile=10:20", "--annotation", "a=b", "-t", "x", "-").want(t, 0, someDigest+"\n", "")
+	if b, _ := os.ReadFile(meta); !strings.Contains(string(b), `"containerimage.config.digest": "`+someDigest) || !strings.Contains(string(b), `"image.name": "docker.io/library/x:latest"`) {
+		t.Errorf("metadata %s", b)
+	}
+	if o := f.build; !o.Insecure || !o.HostNetwork || len(o.Ulimits) != 1 || o.Ulimits[0].Hard != 20 || o.Annotations["a"] != "b" {
+		t.Errorf("options %+v", o)
+	}
 	now := fixedNow
 	failed := &fake{err: errors.New("exit code: 1"), events: append(buildEvents(now)[:7], builder.Event{Vertex: 3, Err: errors.New("exit code: 1"), Finished: &now})}
 	if r := keg(t, failed, "build", dir); r.code != 1 || !strings.HasSuffix(r.err, "#3 3.000 tw\n#3 ERROR: exit code: 1\n------\n > [2/2] RUN make:\n3.000 one\n3.000 tw\n------\nERROR: failed to build: failed to solve: exit code: 1\n") {

@@ -101,7 +101,12 @@ func (r *stepRunner) Run(ctx context.Context, s builder.Step, out io.Writer) (in
 	for i, m := range s.Mounts {
 		mounts[i] = monitor.Mount(m)
 	}
-	return b.Run(ctx, monitor.Step{Key: s.Key, Args: s.Args, Env: s.Env, Dir: s.Dir, User: s.User, Hostname: s.Hostname,
+	limits := make([]monitor.Ulimit, len(s.Ulimits))
+	for i, u := range s.Ulimits {
+		limits[i] = monitor.Ulimit(u)
+	}
+	return b.Run(ctx, monitor.Step{Ulimits: limits,
+		Key: s.Key, Args: s.Args, Env: s.Env, Dir: s.Dir, User: s.User, Hostname: s.Hostname,
 		Network: s.Network, ExtraHosts: s.ExtraHosts, ShmSize: s.ShmSize, Stdin: s.Stdin, Mounts: mounts, Privileged: s.Privileged}, out)
 }
 

@@ -29,7 +29,7 @@ type Pruned struct {
 	Images                        []dimage.DeleteResponse
 	BuildCache                    []string
 	CacheEntries                  []CacheEntry // of BuildCache, with reasons
-	Reclaimed                     int64 // bytes
+	Reclaimed                     int64        // bytes
 }
 
 // Prune removes what nobody uses, in Docker's order: containers first, since they hold

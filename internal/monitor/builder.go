@@ -233,6 +233,9 @@ func (s Step) record() *container.Record {
 	if r.Config.Hostname == "" {
 		r.Config.Hostname = "buildkitsandbox" // what RUN sees under Docker
 	}
+	for _, u := range s.Ulimits {
+		host.Ulimits = append(host.Ulimits, &dcontainer.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
+	}
 	for _, m := range s.Mounts {
 		r.Mounts = append(r.Mounts, dcontainer.MountPoint{Type: mount.Type(m.Type), Source: m.Source, Destination: m.Target, RW: !m.ReadOnly})
 		if m.Type == string(mount.TypeTmpfs) {
