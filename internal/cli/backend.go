@@ -59,6 +59,7 @@ type images interface {
 	Tag(ctx context.Context, source, target string) error
 	RemoveImage(ctx context.Context, ref string, force bool) ([]dimage.DeleteResponse, error)
 	Build(ctx context.Context, o builder.Options, progress func(builder.Event)) (*builder.Result, error)
+	CheckBuild(ctx context.Context, o builder.Options) (*builder.Checked, error)
 	BuildCache(ctx context.Context) ([]engine.CacheEntry, error)
 	Login(ctx context.Context, registry string, c registry.Credentials) (string, error)
 	Logout(ctx context.Context, registry string) error

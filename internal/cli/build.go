@@ -24,6 +24,7 @@ type buildFlags struct {
 	shmSize                                            int64
 	output, provenance, sbom, metadata                 string
 	annotations, allow                                 []string
+	check, call                                        string
 	ulimits                                            ulimitValue
 }
 
@@ -51,6 +52,9 @@ func (o *buildFlags) bind(fs *pflag.FlagSet) {
 	fs.Var(&o.ulimits, "ulimit", "Ulimit options")
 	fs.Var(newList(&o.args, checkBuildArg), "build-arg", "Set build-time variables")
 	fs.BoolVar(&o.explain, "explain", false, "Say of each step that ran which input differed from the last time")
+	fs.StringVar(&o.check, "check", "", `Look for mistakes instead of building ("error": fail when there are any, "json": print JSON)`)
+	fs.Lookup("check").NoOptDefVal = "warn"
+	fs.StringVar(&o.call, "call", "build", `Set method for evaluating build ("build", "check")`)
 	fs.StringVarP(&o.file, "file", "f", "", `Name of the Dockerfile (default: "PATH/Dockerfile"); "-" reads it from stdin`)
 	fs.StringVar(&o.iidfile, "iidfile", "", "Write the image ID to a file")
 	fs.Var(newList(&o.labels, checkLabel), "label", "Set metadata for an image")
@@ -221,6 +225,10 @@ func (a *app) build1(ctx context.Context, dir string, o *buildFlags) error {
 	if err != nil {
 		return failf("ERROR: %v", err)
 	}
+	how, err := o.checks()
+	if err != nil {
+		return err
+	}
 	show, err := a.buildPrinter(o)
 	if err != nil {
 		return err
@@ -228,6 +236,9 @@ func (a *app) build1(ctx context.Context, dir string, o *buildFlags) error {
 	eng, err := a.engine()
 	if err != nil {
 		return err
+	}
+	if how != nil {
+		return a.checkBuild(ctx, eng, req, *how)
 	}
 	res, err := eng.Build(ctx, req, show.Event)
 	show.Close()

@@ -72,6 +72,7 @@ type fake struct {
 	pruneOpt   engine.PruneOptions
 	pruned     engine.Pruned
 	cache      []engine.CacheEntry
+	checked    *builder.Checked
 	usage      []engine.Usage
 	info       engine.Info
 	messages   []event.Message
@@ -298,6 +299,10 @@ func (f *fake) RemoveNetwork(_ context.Context, name string) error {
 func (f *fake) Prune(_ context.Context, o engine.PruneOptions) (engine.Pruned, error) {
 	f.pruneOpt = o
 	return f.pruned, f.err
+}
+func (f *fake) CheckBuild(_ context.Context, o builder.Options) (*builder.Checked, error) {
+	f.build = o
+	return f.checked, f.err
 }
 func (f *fake) BuildCache(context.Context) ([]engine.CacheEntry, error) { return f.cache, f.err }
 func (f *fake) DiskUsage(context.Context) ([]engine.Usage, error)       { return f.usage, f.err }

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"keg/internal/builder"
+	"keg/internal/dockerfile"
 	"keg/internal/engine"
 	"keg/internal/fault"
 	"keg/internal/image"
@@ -225,4 +226,21 @@ func TestRegistryServe(t *testing.T) {
 		t.Errorf("defaults %q %q %+v", f.serveAddr, f.serveDir, f.serve)
 	}
 	keg(t, f, "registry", "serve", "--htpasswd", "none").want(t, 1, "", "--htpasswd: stat none: no such file or directory\n")
+}
+
+func TestBuildCheck(t *testing.T) {
+	dir := t.TempDir()
+	f := &fake{checked: &builder.Checked{Name: "Dockerfile"}}
+	keg(t, f, "build", "--check", dir).want(t, 0, "Check complete, no warnings found.\n", "")
+	f.checked.Warnings = []dockerfile.Warning{{Rule: "JSONArgsRecommended", URL: "https://x", Message: "JSON", Line: 2, LastLine: 3, Excerpt: "Dockerfile:2\n-----\n"}}
+	text := "Check complete, 1 warning has been found!\n\nWARNING: JSONArgsRecommended - https://x\nJSON\nDockerfile:2\n-----\n"
+	failed := "ERROR: lint violation found for rules: JSONArgsRecommended (Dockerfile:2)\n"
+	keg(t, f, "build", "--call", "check", dir).want(t, 0, text, "")
+	keg(t, f, "build", "--check=error", dir).want(t, 1, text, failed)
+	if r := keg(t, f, "build", "--check=json,error", dir); r.code != 1 || !strings.Contains(r.out, `"ruleName": "JSONArgsRecommended"`) || r.err != failed {
+		t.Errorf("%+v", r)
+	}
+	keg(t, f, "build", "--check=loud", dir).want(t, 1, "", "invalid --check \"loud\": want error, json, or both with a comma\n")
+	f.checked.Strict = true
+	keg(t, f, "build", "--check", dir).want(t, 1, text, failed)
 }

@@ -53,6 +53,18 @@ func (e *Engine) build(ctx context.Context, o builder.Options, progress func(bui
 	return res, nil
 }
 
+// CheckBuild looks for mistakes in a Dockerfile and its context. Nothing is built or pulled.
+func (e *Engine) CheckBuild(ctx context.Context, o builder.Options) (*builder.Checked, error) {
+	return builder.Check(ctx, o, func(ref image.Reference, _ image.Platform) (*image.Config, bool) {
+		f, err := e.named(ref)
+		if err != nil {
+			return nil, false
+		}
+		cfg, err := e.config(f.ID)
+		return cfg, err == nil
+	})
+}
+
 // bases finds the images of FROM and COPY --from for the builder.
 type bases struct{ e *Engine }
 
