@@ -25,6 +25,8 @@ type layout struct {
 	rootProp   uint64 // MS_SHARED ... when the root shall not be private
 	console    bool   // "console" is the target for the terminal
 	hold       bool
+	hooks      bool   // wait for the parent's hooks before the root is entered
+	offsets    string // of an own time namespace; ""
 }
 
 const (
@@ -40,7 +42,7 @@ func planStart(l *layout) *program {
 	for i := 0; i < l.closeFirst; i++ {
 		p.add("close", "what only the engine may hold", unix.SYS_CLOSE, fd(fmt.Sprint("close", i)))
 	}
-	p.dieWithParent()
+	p.dieWithParent(&l.process)
 	p.signals()
 	for i := 0; i < l.tasks; i++ {
 		p.add("join", "cgroup", unix.SYS_WRITE, fd(fmt.Sprint("tasks", i)), text("0"), num(1))
@@ -54,11 +56,16 @@ func planStart(l *layout) *program {
 	if l.ns.cgroup {
 		p.add("unshare", "the cgroup namespace", unix.SYS_UNSHARE, num(unix.CLONE_NEWCGROUP))
 	}
+	p.clocks(l)
 	p.names(l)
 	if l.ns.clone&unix.CLONE_NEWNET != 0 {
 		p.loopback()
 	}
 	made := p.filesystems(l)
+	if l.hooks {
+		p.tell(reportHooks)
+		p.barrier("the hooks")
+	}
 	p.enterRoot()
 	p.attach(l, made)
 	p.protect(l)
@@ -72,6 +79,19 @@ func (p *program) join(js []joined) {
 	for _, j := range js {
 		p.add("join", "namespace "+j.path, unix.SYS_SETNS, fd(j.name), num(j.flag))
 	}
+}
+
+// clocks makes a time namespace with offsets, which must be said before anybody is in it. We are
+// from execve on (Linux 6.1).
+func (p *program) clocks(l *layout) {
+	if l.offsets == "" {
+		return
+	}
+	p.add("unshare", "the time namespace", unix.SYS_UNSHARE, num(cloneNewTime))
+	p.add("open", "the clocks' offsets", unix.SYS_OPENAT, num(unix.AT_FDCWD), text("/proc/self/timens_offsets"), num(unix.O_WRONLY|unix.O_CLOEXEC))
+	f := p.result()
+	p.add("set", "the clocks' offsets", unix.SYS_WRITE, f, text(l.offsets), num(len(l.offsets)))
+	p.add("close", "the clocks' offsets", unix.SYS_CLOSE, f)
 }
 
 func (p *program) names(l *layout) {
