@@ -26,6 +26,7 @@ type layout struct {
 	console    bool   // "console" is the target for the terminal
 	hold       bool
 	hooks      bool   // wait for the parent's hooks before the root is entered
+	ordered    bool   // mountinfo lists the mounts in the spec's order
 	offsets    string // of an own time namespace; ""
 }
 
@@ -208,9 +209,12 @@ func (p *program) attach(l *layout, made map[int]arg) {
 			src = fd(m.source)
 		}
 		target := fd(m.target)
-		if m.target == "" {
+		if m.target == "" || l.ordered {
 			p.open("open mount target", m.path, unix.O_PATH)
 			target = p.result()
+		}
+		if l.ordered && !ok {
+			src = p.copyMount(m.object, src)
 		}
 		p.add("mount", m.object, unix.SYS_MOVE_MOUNT, src, text(""), target, text(""), num(moveByFDs))
 		if ok && m.opts.propagation != 0 {
@@ -221,8 +225,20 @@ func (p *program) attach(l *layout, made map[int]arg) {
 		// The very terminal that we opened, whatever lies at its path (CVE-2025-52565).
 		p.add("clone", "the terminal", unix.SYS_OPEN_TREE, fd("tty"), text(""), num(unix.OPEN_TREE_CLONE|unix.O_CLOEXEC|emptyPath))
 		t := p.result()
-		p.add("mount", "the terminal on /dev/console", unix.SYS_MOVE_MOUNT, t, text(""), fd("console"), text(""), num(moveByFDs))
+		at := fd("console")
+		if l.ordered {
+			p.open("open mount target", "/dev/console", unix.O_PATH|unix.O_NOFOLLOW)
+			at = p.result()
+		}
+		p.add("mount", "the terminal on /dev/console", unix.SYS_MOVE_MOUNT, t, text(""), at, text(""), num(moveByFDs))
 	}
+}
+
+// copyMount gives a detached mount a younger number: since Linux 6.8 mountinfo lists mounts by number, and
+// those of the parent are all older than those of the child.
+func (p *program) copyMount(object string, src arg) arg {
+	p.add("clone", object, unix.SYS_OPEN_TREE, src, text(""), num(unix.OPEN_TREE_CLONE|unix.O_CLOEXEC|emptyPath|unix.AT_RECURSIVE))
+	return p.result()
 }
 
 func (p *program) setattr(act, object string, on arg, recursive bool, set, propagation uint64) {
