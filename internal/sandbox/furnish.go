@@ -399,7 +399,7 @@ func (b *box) hierarchy(a *attachment, h cgroup.Hierarchy, tmpfs int, source, ta
 		return err
 	}
 	b.keepFD(source, fd)
-	b.mounts = append(b.mounts, attachment{object: "cgroup " + h.Name, source: source, target: target, fstype: "cgroup"})
+	b.mounts = append(b.mounts, attachment{object: "cgroup " + h.Name, source: source, target: target, path: a.path + "/" + h.Name, fstype: "cgroup"})
 	return setAttr(fd, false, &unix.MountAttr{Attr_set: a.opts.set, Propagation: unix.MS_PRIVATE})
 }
 

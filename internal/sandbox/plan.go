@@ -213,10 +213,10 @@ func (p *program) attach(l *layout, made map[int]arg) {
 			p.open("open mount target", m.path, unix.O_PATH)
 			target = p.result()
 		}
-		if l.ordered && !ok {
-			src = p.copyMount(m.object, src)
-		}
 		p.add("mount", m.object, unix.SYS_MOVE_MOUNT, src, text(""), target, text(""), num(moveByFDs))
+		if l.ordered {
+			src = p.renumber(m, src, target)
+		}
 		if ok && m.opts.propagation != 0 {
 			p.setattr("set propagation of", m.object, src, m.opts.spread, 0, m.opts.propagation)
 		}
@@ -234,11 +234,14 @@ func (p *program) attach(l *layout, made map[int]arg) {
 	}
 }
 
-// copyMount gives a detached mount a younger number: since Linux 6.8 mountinfo lists mounts by number, and
-// those of the parent are all older than those of the child.
-func (p *program) copyMount(object string, src arg) arg {
-	p.add("clone", object, unix.SYS_OPEN_TREE, src, text(""), num(unix.OPEN_TREE_CLONE|unix.O_CLOEXEC|emptyPath|unix.AT_RECURSIVE))
-	return p.result()
+// renumber replaces a mount by a younger copy: since Linux 6.8 mountinfo lists mounts by number, and
+// those that the parent made are all older than those of the child.
+func (p *program) renumber(m *attachment, old, target arg) arg {
+	p.add("clone", m.object, unix.SYS_OPEN_TREE, old, text(""), num(unix.OPEN_TREE_CLONE|unix.O_CLOEXEC|emptyPath|unix.AT_RECURSIVE))
+	young := p.result()
+	p.add("take away the older", m.object, unix.SYS_UMOUNT2, text(m.path), num(unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
+	p.add("mount", m.object, unix.SYS_MOVE_MOUNT, young, text(""), target, text(""), num(moveByFDs))
+	return young
 }
 
 func (p *program) setattr(act, object string, on arg, recursive bool, set, propagation uint64) {

@@ -61,8 +61,7 @@ func (s *start) decide() error {
 		return err
 	}
 	l.hold = o.Hold || o.Go != nil
-	// Detached mounts can be cloned since Linux 6.15.
-	l.ordered = o.Go != nil && !s.box.inUserNS() && linux.KernelAtLeast(6, 15)
+	l.ordered = o.Go != nil && !s.box.inUserNS() && linux.KernelAtLeast(6, 8)
 	l.hooks = o.Hooks != nil
 	l.closeFirst = len(o.Private)
 	if l.ns.own[unix.CLONE_NEWUTS] {
