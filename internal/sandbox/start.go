@@ -61,7 +61,8 @@ func (s *start) decide() error {
 		return err
 	}
 	l.hold = o.Hold || o.Go != nil
-	l.ordered = o.Go != nil && !s.box.inUserNS() && linux.KernelAtLeast(6, 8)
+	// A terminal would be lost with the older devpts.
+	l.ordered = o.Go != nil && !l.tty && !s.box.inUserNS() && linux.KernelAtLeast(6, 8)
 	l.hooks = o.Hooks != nil
 	l.closeFirst = len(o.Private)
 	if l.ns.own[unix.CLONE_NEWUTS] {
