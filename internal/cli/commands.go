@@ -33,6 +33,7 @@ func commands() []entry {
 		{name: "inspect", short: "Return low-level information on containers, images, volumes and networks", make: newInspect},
 		{name: "kill", short: "Kill one or more running containers", make: newKill},
 		{name: "logs", short: "Fetch the logs of a container", make: newLogs},
+		{name: "oci", short: "Run bundles: an OCI runtime with runc's command line", make: newOCI},
 		{name: "pause", short: "Pause all processes within one or more containers", make: newPause},
 		{name: "rename", short: "Rename a container", make: newRename},
 		{name: "restart", short: "Restart one or more containers", make: newRestart},
