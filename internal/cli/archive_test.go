@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	dimage "github.com/moby/moby/api/types/image"
+
 	"keg/internal/engine"
 	"keg/internal/fault"
 	"keg/internal/image"
@@ -121,4 +123,28 @@ func TestCp(t *testing.T) {
 	keg(t, f, "cp", "a", "web:/").want(t, 1, "", "file does not exist\n")
 	f = &fake{err: fault.NotFoundf("Could not find the file /a in container web")}
 	keg(t, f, "cp", "web:/a", ".").want(t, 1, "", "Error response from daemon: Could not find the file /a in container web\n")
+}
+
+func TestImageTree(t *testing.T) {
+	m := func(arch string, content int64, users ...string) (s dimage.ManifestSummary) {
+		s.ID, s.Kind, s.ImageData = someDigest, dimage.ManifestKindImage, &dimage.ImageProperties{Platform: image.Platform{OS: "linux", Architecture: arch}, Containers: users}
+		s.Size.Content, s.Size.Total = content, content+1000
+		return s
+	}
+	f := &fake{images: []dimage.Summary{
+		{ID: someDigest, RepoTags: []string{"web:1", "web:longer"}, Manifests: []dimage.ManifestSummary{m("amd64", 500, "c"), m("arm64", 0)}},
+		{ID: someDigest, Manifests: []dimage.ManifestSummary{m("amd64", 1)}},
+	}}
+	keg(t, f, "images", "--tree").want(t, 0, `IMAGE            ID             DISK USAGE   CONTENT SIZE   EXTRA
+web:1
+web:longer       e3b0c44298fc        2.5kB           500B   U
+├─ linux/amd64   e3b0c44298fc        1.5kB           500B   U
+└─ linux/arm64   e3b0c44298fc          1kB             0B
+<untagged>       e3b0c44298fc          1kB             1B
+└─ linux/amd64   e3b0c44298fc          1kB             1B
+`, "")
+	if !f.imageList.Manifests {
+		t.Error("the platforms were not asked for")
+	}
+	keg(t, f, "image", "ls", "--tree", "-q").want(t, 1, "", "--quiet is not yet supported with --tree\n")
 }
