@@ -120,7 +120,8 @@ func (e *Engine) imagePicker(ctx context.Context, o ImageListOptions) (func(*ima
 		}
 	}
 	return func(r *imageRecord, names []store.Named) ([]store.Named, bool) {
-		if danglingSet && dangling != (len(repoTags(names)) == 0) ||
+		// What only a digest names is dangling when asked so, and not when asked otherwise.
+		if danglingSet && dangling && len(repoTags(names)) > 0 || danglingSet && !dangling && len(names) == 0 ||
 			!o.Filter.labels(r.Labels) ||
 			!before.IsZero() && !r.Created.Before(before) ||
 			!since.IsZero() && !r.Created.After(since) ||
