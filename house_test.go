@@ -24,7 +24,7 @@ var (
 		"monitor":  {"container", "sandbox", "sandbox/cgroup", "snapshot", "network", "volume", "event"},
 		"builder":  {"dockerfile", "store", "layer", "snapshot"},
 		"builtin":  {"store", "layer"},
-		"engine": {"builder", "monitor", "registry", "container", "snapshot", "store", "network",
+		"engine": {"builder", "monitor", "registry", "container", "layer", "snapshot", "store", "network",
 			"volume", "sandbox", "sandbox/cgroup", "builtin", "event"},
 		"api": {"engine", "container", "network", "volume", "event", "builder", "monitor", "registry"},
 		"cli": {"engine", "container", "network", "volume", "event", "builder", "monitor", "api",

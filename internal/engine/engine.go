@@ -50,6 +50,7 @@ type Engine struct {
 type remote interface {
 	Resolve(ctx context.Context, ref image.Reference) (image.Descriptor, error)
 	Manifest(ctx context.Context, ref image.Reference, d image.Descriptor) ([]byte, error)
+	Tags(ctx context.Context, ref image.Reference) ([]string, error)
 	Blob(ctx context.Context, ref image.Reference, d image.Descriptor, offset int64) (io.ReadCloser, int64, error)
 	HasBlob(ctx context.Context, ref image.Reference, d digest.Digest) (bool, error)
 	MountBlob(ctx context.Context, ref image.Reference, d digest.Digest, from string) (bool, error)
@@ -86,6 +87,7 @@ type live interface {
 	Stop(ctx context.Context, sig, timeout int) error
 	Pause(ctx context.Context) error
 	Unpause(ctx context.Context) error
+	Root(ctx context.Context) (*os.File, error)
 	Close() error
 }
 

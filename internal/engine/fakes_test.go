@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -87,6 +88,18 @@ func (f *fakeRegistry) Resolve(_ context.Context, ref image.Reference) (image.De
 		return d, fault.NotFoundf("manifest for %s not found: manifest unknown", ref.Familiar())
 	}
 	return d, nil
+}
+
+func (f *fakeRegistry) Tags(_ context.Context, ref image.Reference) (tags []string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for name := range f.tags {
+		if tag, ok := strings.CutPrefix(name, ref.Name()+":"); ok {
+			tags = append(tags, tag)
+		}
+	}
+	slices.Sort(tags)
+	return tags, nil
 }
 
 func (f *fakeRegistry) Manifest(_ context.Context, _ image.Reference, d image.Descriptor) ([]byte, error) {
@@ -514,3 +527,6 @@ func (l *fakeLive) set(s string) error {
 func (l *fakeLive) Pause(context.Context) error   { return l.set("pause") }
 func (l *fakeLive) Unpause(context.Context) error { return l.set("unpause") }
 func (l *fakeLive) Close() error                  { return nil }
+func (l *fakeLive) Root(context.Context) (*os.File, error) {
+	return nil, notRunning(l.id)
+}

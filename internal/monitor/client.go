@@ -388,3 +388,27 @@ func (d *detachKeys) feed(b []byte) (out []byte, detached bool) {
 	}
 	return out, false
 }
+
+// Root opens the root directory of the container's program, with all that is mounted
+// below it, as the program sees it. Reach files through linux.OpenInRoot only: links in
+// there are the container's.
+func (c *Conn) Root(ctx context.Context) (*os.File, error) {
+	before, err := c.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if before.Pid == 0 {
+		return nil, fault.Conflictf("container %s is not running", c.id)
+	}
+	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", before.Pid), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the root of container %s: %w", c.id, err)
+	}
+	// Only the monitor reaps its child: when it still has it, the number meant it.
+	after, err := c.Info(ctx)
+	if err != nil || after.Pid != before.Pid {
+		f.Close()
+		return nil, errors.Join(err, fault.Conflictf("container %s is not running", c.id))
+	}
+	return f, nil
+}
