@@ -51,8 +51,8 @@ func sample(cpu, system uint64) container.StatsResponse {
 func TestStats(t *testing.T) {
 	list := []container.Summary{{ID: "0123456789abcdef"}}
 	f := &fake{containers: list, samples: []container.StatsResponse{sample(100, 1000), sample(400, 2000)}}
-	keg(t, f, "stats", "--no-stream").want(t, 0, `CONTAINER ID   NAME      CPU %     MEM USAGE / LIMIT   MEM %     NET I/O    BLOCK I/O         PIDS
-0123456789ab   web       60.00%    20MiB / 100MiB      20.00%    2kB / 2B   4.1kB / 8.19kB    3
+	keg(t, f, "stats", "--no-stream").want(t, 0, `CONTAINER ID   NAME      CPU %     MEM USAGE / LIMIT   MEM %     NET I/O    BLOCK I/O        PIDS
+0123456789ab   web       60.00%    20MiB / 100MiB      20.00%    2kB / 2B   4.1kB / 8.19kB   3
 `, "")
 	if f.list.All {
 		t.Error("stats without --all asked for all containers")
