@@ -151,7 +151,8 @@ type blobs interface {
 // snapshots is what a build asks of *snapshot.Store.
 type snapshots interface {
 	Has(stack []digest.Digest) int
-	Unpack(ctx context.Context, tar io.Reader, want digest.Digest) (snapshot.Unpacked, error)
+	UnpackRecorded(ctx context.Context, tar io.Reader, want digest.Digest) (snapshot.Unpacked, error)
+	Lease(ctx context.Context, stacks ...[]digest.Digest) (snapshot.Lease, error)
 	Prepare(ctx context.Context, key string, stack []digest.Digest) error
 	Mount(key string, o snapshot.MountOptions) (fd int, err error)
 	View(stack []digest.Digest) (fd int, err error)

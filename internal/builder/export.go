@@ -10,6 +10,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"keg/internal/fault"
 	"keg/internal/image"
 )
 
@@ -28,12 +29,13 @@ func (s *solver) export(ctx context.Context, r *result) (_ *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	desc := image.Descriptor{MediaType: image.MediaManifest, Digest: digest.FromBytes(manifest), Size: int64(len(manifest))}
+	desc := manifestOf(manifest)
 	res := &Result{Manifest: desc, ConfigID: digest.FromBytes(config)}
 	if !s.named(desc) {
-		if err := s.write(ctx, config, manifest); err != nil {
+		if desc, err = s.write(ctx, t, config, r); err != nil {
 			return nil, err
 		}
+		res.Manifest = desc
 	}
 	v.status("writing image " + res.ConfigID.String() + " done")
 	for _, ref := range s.plan.o.Tags {
@@ -58,15 +60,36 @@ func (s *solver) named(desc image.Descriptor) bool {
 	return len(s.plan.o.Tags) > 0
 }
 
-func (s *solver) write(ctx context.Context, config, manifest []byte) error {
+func manifestOf(doc []byte) image.Descriptor {
+	return image.Descriptor{MediaType: image.MediaManifest, Digest: digest.FromBytes(doc), Size: int64(len(doc))}
+}
+
+// write stores the image. First all that it names is kept from collection; then the
+// manifest is made again, since until now a blob of the base could go.
+func (s *solver) write(ctx context.Context, t *stage, config []byte, r *result) (desc image.Descriptor, err error) {
+	if err := s.keep(ctx, r.stack); err != nil {
+		return desc, err
+	}
+	if n := s.snaps.Has(r.stack); n < len(r.stack) {
+		return desc, fault.Unavailablef("layer %s was removed during the build; build again", r.stack[n])
+	}
+	if s.held, err = s.blobs.Lease(ctx, s.baseBlobs(t)...); err != nil {
+		return desc, err
+	}
+	manifest, err := s.manifest(t, config, r)
+	if err != nil {
+		return desc, err
+	}
 	if err := s.snaps.Sync(ctx); err != nil {
-		return err
+		return desc, err
 	}
 	if _, err := s.blobs.Put(ctx, config); err != nil {
-		return err
+		return desc, err
 	}
-	_, err := s.blobs.Put(ctx, manifest)
-	return err
+	if _, err := s.blobs.Put(ctx, manifest); err != nil {
+		return desc, err
+	}
+	return manifestOf(manifest), nil
 }
 
 // finishConfig fills in what only the finished steps tell: layers and times. Times are
@@ -149,12 +172,8 @@ func (s *solver) manifest(t *stage, config []byte, r *result) ([]byte, error) {
 		Config: image.Descriptor{MediaType: image.MediaConfig, Digest: digest.FromBytes(config), Size: int64(len(config))},
 		Layers: []image.Descriptor{}}
 	m.SchemaVersion = 2
-	base := t
-	for base.base != nil {
-		base = base.base
-	}
 	n := len(r.stack) - len(r.record)
-	below, err := s.baseLayers(base.image, r.stack[:n])
+	below, err := s.baseLayers(t.bottom().image, r.stack[:n])
 	if err != nil {
 		return nil, err
 	}
@@ -165,16 +184,43 @@ func (s *solver) manifest(t *stage, config []byte, r *result) ([]byte, error) {
 	return json.Marshal(m)
 }
 
+// bottom is the stage at the lowest end of a chain of FROMs.
+func (s *stage) bottom() *stage {
+	for s.base != nil {
+		s = s.base
+	}
+	return s
+}
+
+// theirs are the layers as the base's own manifest names them; nil when it cannot tell.
+func (s *solver) theirs(b *Base) []image.Descriptor {
+	if b == nil {
+		return nil
+	}
+	doc, err := s.blobs.Bytes(b.Digest, image.MaxManifest)
+	if err != nil {
+		return nil
+	}
+	m, err := image.ParseManifest(doc)
+	if err != nil || len(m.Layers) != len(b.Config.RootFS.DiffIDs) {
+		return nil
+	}
+	return m.Layers
+}
+
+func (s *solver) baseBlobs(t *stage) []digest.Digest {
+	var ds []digest.Digest
+	for _, l := range s.theirs(t.bottom().image) {
+		ds = append(ds, l.Digest)
+	}
+	return ds
+}
+
 func (s *solver) baseLayers(b *Base, stack []digest.Digest) ([]image.Descriptor, error) {
 	if len(stack) == 0 {
 		return nil, nil
 	}
-	var theirs []image.Descriptor
-	if doc, err := s.blobs.Bytes(b.Digest, image.MaxManifest); err == nil {
-		if m, err := image.ParseManifest(doc); err == nil && len(m.Layers) == len(stack) {
-			theirs = m.Layers
-		}
-	}
+	theirs := s.theirs(b)
 	layers := make([]image.Descriptor, len(stack))
 	for i, diffID := range stack {
 		if theirs != nil && s.blobs.Has(theirs[i].Digest) {

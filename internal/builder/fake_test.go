@@ -167,6 +167,15 @@ func ignoreNotExist(err error) error {
 func (p *plainSnapshots) LayerSize(stack []digest.Digest) (int64, int64, error) { return 512, 512, nil }
 func (p *plainSnapshots) Sync(context.Context) error                            { return nil }
 
+type noStackLease struct{}
+
+func (noStackLease) Add([]digest.Digest) error { return nil }
+func (noStackLease) Release() error            { return nil }
+
+func (p *plainSnapshots) Lease(context.Context, ...[]digest.Digest) (snapshot.Lease, error) {
+	return noStackLease{}, nil
+}
+
 type plainUnpacked struct {
 	p *plainSnapshots
 	d digest.Digest
@@ -185,7 +194,7 @@ func (u plainUnpacked) Place(_ context.Context, below []digest.Digest) error {
 	return copyTree(u.p.tree(below), to)
 }
 
-func (p *plainSnapshots) Unpack(_ context.Context, r io.Reader, want digest.Digest) (snapshot.Unpacked, error) {
+func (p *plainSnapshots) UnpackRecorded(_ context.Context, r io.Reader, want digest.Digest) (snapshot.Unpacked, error) {
 	b, err := io.ReadAll(r)
 	return plainUnpacked{p, digest.FromBytes(b)}, err
 }

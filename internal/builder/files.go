@@ -103,7 +103,7 @@ func (s *solver) stageFiles(ctx context.Context, from *stage, sel selector) ([]s
 	if err != nil {
 		return nil, err
 	}
-	t, err := s.view(r.stack)
+	t, err := s.view(ctx, r.stack)
 	if err != nil {
 		return nil, err
 	}
@@ -243,7 +243,7 @@ func (s *solver) source(ctx context.Context, from *stage, sel selector, known []
 	if err != nil {
 		return nil, nil, err
 	}
-	t, err := s.view(r.stack)
+	t, err := s.view(ctx, r.stack)
 	if err != nil {
 		return nil, nil, err
 	}

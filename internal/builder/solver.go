@@ -49,7 +49,8 @@ type solver struct {
 	walk   sync.Mutex // one at a time walks the context: matchers are not for several
 	mu     sync.Mutex
 	holder *disk.Dir
-	lease  store.Lease
+	layers snapshot.Lease // on what this build relies on, once it makes something
+	held   store.Lease    // on the blobs of the image, until its names are set
 	n      atomic.Int64
 	keys   map[string]*result // steps by key: equal ones are done once
 	sealed map[string]*tree   // views of finished stages
@@ -77,8 +78,11 @@ func (s *solver) close() {
 	for _, t := range s.sealed {
 		t.root.Close()
 	}
-	if s.lease != nil {
-		s.lease.Release()
+	if s.layers != nil {
+		s.layers.Release()
+	}
+	if s.held != nil {
+		s.held.Release()
 	}
 	if s.holder != nil {
 		s.holder.Remove()
@@ -133,8 +137,11 @@ func (s *solver) stage(ctx context.Context, st *stage) ([]digest.Digest, []*Reco
 		stack, records = r.stack, r.record
 	case st.image != nil:
 		stack = st.image.Config.RootFS.DiffIDs
-		v := s.progress.start(st.fromMsg)
-		v.cached()
+		if v := s.progress.start(st.fromMsg); s.plan.uncached(st) {
+			v.done(nil)
+		} else {
+			v.cached()
+		}
 	}
 	for _, step := range st.steps {
 		for _, f := range step.op.reads() {
@@ -265,6 +272,9 @@ func (s *solver) perform(ctx context.Context, step *step, below []digest.Digest,
 	if err != nil {
 		return nil, err
 	}
+	if err := s.keep(ctx, below); err != nil {
+		return nil, err
+	}
 	if err := s.snaps.Prepare(ctx, active, below); err != nil {
 		return nil, err
 	}
@@ -287,7 +297,7 @@ func (s *solver) perform(ctx context.Context, step *step, below []digest.Digest,
 			return nil, err
 		}
 	}
-	if err := s.protect(ctx, c.DiffID); err != nil {
+	if err := s.keep(ctx, append(below[:len(below):len(below)], c.DiffID)); err != nil {
 		return nil, err
 	}
 	rec := &Record{Key: key, Step: plainName(step.name), Layer: c.DiffID, Size: c.Size, Stack: below,
@@ -308,7 +318,7 @@ func (s *solver) emptyLayer(ctx context.Context, below []digest.Digest) (snapsho
 	if stack := append(below[:len(below):len(below)], want); s.snaps.Has(stack) == len(stack) {
 		return c, nil
 	}
-	u, err := s.snaps.Unpack(ctx, strings.NewReader(string(emptyTar[:])), want)
+	u, err := s.snaps.UnpackRecorded(ctx, strings.NewReader(string(emptyTar[:])), want)
 	if err != nil {
 		return c, err
 	}
@@ -316,16 +326,21 @@ func (s *solver) emptyLayer(ctx context.Context, below []digest.Digest) (snapsho
 	return c, u.Place(ctx, below)
 }
 
-// protect keeps a layer from collection until the image names it.
-func (s *solver) protect(ctx context.Context, ds ...digest.Digest) error {
+// keep saves layers from collection until the image names them.
+func (s *solver) keep(ctx context.Context, stack []digest.Digest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.lease == nil {
-		l, err := s.blobs.Lease(ctx, ds...)
-		s.lease = l
+	if len(stack) == 0 {
+		return nil
+	}
+	if s.layers == nil {
+		l, err := s.snaps.Lease(ctx, stack)
+		if err == nil {
+			s.layers = l
+		}
 		return err
 	}
-	return s.lease.Add(ds...)
+	return s.layers.Add(stack)
 }
 
 // newActive names a new active snapshot. The first one makes this process a builder at
@@ -357,7 +372,10 @@ func (s *solver) scratch(ctx context.Context, undo *cleanup) (string, error) {
 }
 
 // view is the tree of a finished stage, mounted once a build.
-func (s *solver) view(stack []digest.Digest) (*tree, error) {
+func (s *solver) view(ctx context.Context, stack []digest.Digest) (*tree, error) {
+	if err := s.keep(ctx, stack); err != nil {
+		return nil, err
+	}
 	id := image.ChainID(stack).String()
 	s.mu.Lock()
 	defer s.mu.Unlock()

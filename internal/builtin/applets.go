@@ -72,6 +72,8 @@ func ownApplet(name string) applet {
 		return id
 	case "ln":
 		return ln
+	case "nc":
+		return nc
 	case "nproc":
 		return nproc
 	case "ps":
@@ -150,7 +152,7 @@ func coreApplet(name string) func() core.Command {
 func toolNames() []string {
 	return []string{"[", "ash", "base64", "basename", "bash", "cat", "chmod", "cp", "cut", "date", "df", "dirname", "du",
 		"echo", "egrep", "env", "false", "fgrep", "find", "grep", "gunzip", "gzip", "head", "hostname", "id", "kill",
-		"ln", "ls", "mkdir", "mktemp", "mv", "nproc", "printenv", "printf", "ps", "pwd", "readlink", "rm", "sed", "seq",
+		"ln", "ls", "mkdir", "mktemp", "mv", "nc", "nproc", "printenv", "printf", "ps", "pwd", "readlink", "rm", "sed", "seq",
 		"sh", "shasum", "sleep", "sort", "stat", "sync", "tail", "tar", "tee", "test", "touch", "tr", "true",
 		"uname", "uniq", "wc", "wget", "which", "whoami", "xargs", "yes", "zcat"}
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -229,6 +230,28 @@ func TestWebLogsQuoted(t *testing.T) {
 	}
 	if r := run(t, "", "wget", "-q", srv.URL+"/none"); r.code == 0 {
 		t.Fatal("wget succeeds on 404")
+	}
+}
+
+func TestNetcat(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			io.Copy(c, c)
+			c.Close()
+		}
+	}()
+	host, port, _ := net.SplitHostPort(l.Addr().String())
+	if r := run(t, "ping\n", "nc", host, port); r.out != "ping\n" || r.code != 0 {
+		t.Fatalf("%+v", r)
+	}
+	if r := run(t, "", "nc", "127.0.0.1", "1"); r.code == 0 || r.err == "" {
+		t.Fatalf("a closed port: %+v", r)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -371,6 +372,7 @@ type fakeMonitors struct {
 	lives map[string]*fakeLive
 	reaps []string
 	fail  error
+	dials atomic.Int64
 }
 
 type fakeLive struct {
@@ -388,6 +390,13 @@ func withMonitors(e *Engine) *fakeMonitors {
 	e.monitors = m
 	return m
 }
+
+// Prepare gives the monitors themselves; nothing is to be closed.
+func (m *fakeMonitors) Prepare() spare { return fakeSpare{m} }
+
+type fakeSpare struct{ *fakeMonitors }
+
+func (fakeSpare) Close() error { return nil }
 
 func (m *fakeMonitors) Spawn(_ context.Context, id string, _ *monitor.Stdio) (live, error) {
 	if m.fail != nil {
@@ -413,6 +422,7 @@ func (m *fakeMonitors) Spawn(_ context.Context, id string, _ *monitor.Stdio) (li
 }
 
 func (m *fakeMonitors) Dial(_ context.Context, id string) (live, error) {
+	defer m.dials.Add(1)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	l := m.lives[id]

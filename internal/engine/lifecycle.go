@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -153,8 +154,19 @@ func (e *Engine) Kill(ctx context.Context, ref, name string) error {
 		return fault.Errorf(fault.KindOf(err), "cannot kill container: %s: %w", ref, err)
 	}
 	defer c.Close()
-	return c.Kill(ctx, int(sig))
+	if err := c.Kill(ctx, int(sig)); err != nil || sig != syscall.SIGKILL {
+		return err
+	}
+	// Like Docker, KILL returns when the container is dead. That it cannot be waited for any more
+	// says the same.
+	ctx, cancel := context.WithTimeout(ctx, killPatience)
+	defer cancel()
+	_, _ = c.Wait(ctx)
+	return nil
 }
+
+// killPatience bounds the wait for a process that KILL does not end at once (in a system call).
+const killPatience = 10 * time.Second
 
 // Pause freezes all processes of a container.
 func (e *Engine) Pause(ctx context.Context, ref string) error {

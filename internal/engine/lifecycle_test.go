@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -218,12 +217,18 @@ func TestAnEarlierBootIsCleanedUpOnSight(t *testing.T) {
 func TestWaitConditions(t *testing.T) {
 	e, m := withImage(t)
 	id, l := started(t, e, m, "web")
+	// A wait has seen the state of its beginning once it asks for the monitor.
 	wait := func(c container.WaitCondition) chan string {
-		got := make(chan string, 1)
+		got, before := make(chan string, 1), m.dials.Load()
 		go func() {
-			code, err := e.Wait(context.Background(), id, c)
+			code, err := e.Wait(t.Context(), id, c)
 			got <- fmt.Sprint(code, err)
 		}()
+		for m.dials.Load() == before {
+			if err := pause(t.Context(), time.Millisecond); err != nil {
+				t.Fatal(err)
+			}
+		}
 		return got
 	}
 	stopped, removed := wait(container.WaitConditionNotRunning), wait(container.WaitConditionRemoved)
@@ -245,6 +250,7 @@ func TestWaitConditions(t *testing.T) {
 	if err := e.Remove(t.Context(), "web", RemoveOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	// Which of the exits a removal wait saw last depends on when it looked.
 	if got := <-removed; got != "4 <nil>" && got != "3 <nil>" {
 		t.Errorf("removed: %s", got)
 	}

@@ -70,7 +70,8 @@ func (e *Engine) Pull(ctx context.Context, ref image.Reference, o PullOptions) (
 	if err := e.name(ref, target.Digest, desc); err != nil {
 		return Pulled{}, err
 	}
-	newer := before.Digest != desc.Digest
+	// What was pushed from here comes back compressed: another manifest of the same image.
+	newer := before.Digest != desc.Digest && !e.sameImage(before, desc)
 	say(PullEvent{Status: "Digest: " + string(target.Digest)})
 	if newer {
 		say(PullEvent{Status: "Status: Downloaded newer image for " + ref.Familiar()})
@@ -479,4 +480,15 @@ func serial(f func(PullEvent)) func(PullEvent) {
 		defer mu.Unlock()
 		f(ev)
 	}
+}
+
+// sameImage reports whether two manifests of this store have one config, which is to
+// say one image id.
+func (e *Engine) sameImage(a, b image.Descriptor) bool {
+	ma, _, err := e.manifest(a.Digest)
+	if err != nil {
+		return false
+	}
+	mb, _, err := e.manifest(b.Digest)
+	return err == nil && ma.Config.Digest == mb.Config.Digest
 }

@@ -64,7 +64,7 @@ func parseReference(s string) (Reference, error) {
 	}
 	r.Registry, r.Repository = splitDomain(rest)
 	if strings.ToLower(r.Repository) != r.Repository {
-		return bad("repository name must be lowercase")
+		return Reference{}, fault.Invalidf("invalid reference format: repository name (%s) must be lowercase", r.Repository)
 	}
 	if !validDomain(r.Registry) {
 		return bad("bad registry host")

@@ -311,9 +311,11 @@ func (d *differ) dir(fd int, base, name string, h *tar.Header, st *unix.Stat_t, 
 	if opaque {
 		hides := false
 		if !fresh {
-			if _, hides, err = d.below(name); err != nil {
+			exists, isDir, err := d.below(name)
+			if err != nil {
 				return err
 			}
+			hides = exists && isDir
 		}
 		// overlayfs marks each directory that it makes; the mark stays where it hides
 		// something.

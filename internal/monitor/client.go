@@ -47,7 +47,14 @@ func Dial(ctx context.Context, r Roots, id string) (*Conn, error) {
 		return nil, fmt.Errorf("connect to the monitor of container %s: %w", id, err)
 	}
 	k := newConn(c, id)
-	return k, k.hello(ctx)
+	if err := k.hello(ctx); err != nil {
+		c.Close()
+		if errors.Is(err, errGone) { // it was just leaving
+			err = fault.Conflictf("container %s is not running", id)
+		}
+		return nil, err
+	}
+	return k, nil
 }
 
 // dialSocket connects by way of the directory, since a socket's path may have 107 bytes only.
@@ -224,6 +231,7 @@ type session struct {
 	free   atomic.Int64  // of the window for stdin
 	more   chan struct{} // free has grown
 	detach chan struct{}
+	left   atomic.Bool
 }
 
 func (c *Conn) begin(s Stdio) *session {
@@ -242,6 +250,9 @@ func (c *Conn) begin(s Stdio) *session {
 func (n *session) wait(ctx context.Context) (Exit, error) {
 	select {
 	case <-n.over:
+		if n.err != nil && n.left.Load() {
+			return Exit{Detached: true}, nil
+		}
 		return n.exit, n.err
 	case <-n.detach:
 		return Exit{Detached: true}, nil
@@ -313,6 +324,7 @@ func (n *session) stdin() {
 			return
 		}
 		if left {
+			n.left.Store(true) // the monitor's hanging up is the answer
 			n.c.send(frameDetach, nil)
 			close(n.detach)
 			return

@@ -4,13 +4,17 @@ package monitor
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
+	"unsafe"
 
 	dcontainer "github.com/moby/moby/api/types/container"
 	"golang.org/x/sys/unix"
@@ -59,8 +63,33 @@ func (m *monitor) slim() {
 	time.AfterFunc(time.Second, func() {
 		debug.SetGCPercent(30)
 		debug.FreeOSMemory()
+		dropText()
 		m.keepWords()
 	})
+}
+
+// dropText gives back the mapped pages of the binary that starting touched; the few that waiting
+// needs come back by themselves. Only mappings that cannot be written and of which nothing was
+// changed, as relocated data is: their contents are the file's.
+func dropText() {
+	smaps, err := os.ReadFile("/proc/self/smaps")
+	if err != nil {
+		return
+	}
+	var lo, hi uintptr
+	for line := range strings.Lines(string(smaps)) {
+		f := strings.Fields(line)
+		switch {
+		case len(f) == 6 && strings.HasPrefix(f[5], "/") && len(f[1]) == 4 && f[1][1] != 'w':
+			if _, err := fmt.Sscanf(f[0], "%x-%x", &lo, &hi); err != nil {
+				lo, hi = 0, 0
+			}
+		case len(f) >= 5 && strings.Contains(f[0], "-"):
+			lo, hi = 0, 0 // another mapping
+		case len(f) == 3 && f[0] == "Anonymous:" && f[1] == "0" && hi > lo:
+			unix.Syscall(unix.SYS_MADVISE, lo, hi-lo, unix.MADV_DONTNEED)
+		}
+	}
 }
 
 // keepWords turns the error file, until now only in memory, into one in the container's
@@ -99,38 +128,69 @@ type monitor struct {
 	inFlight sync.WaitGroup
 }
 
-func containerMain(r Roots, id string) error {
+// idLength of a container's id.
+const idLength = 64
+
+func containerMain(r Roots, place string) error {
 	c, err := fileConn(starterSocket)
 	if err != nil {
 		return err
 	}
 	starter := newLink(c)
 	starter.patience = patienceForeground
+	go warm()
+	id, attach, err := startRequest(starter)
+	if err != nil {
+		if errors.Is(err, io.EOF) {
+			return nil // the starter had no use for us
+		}
+		return err
+	}
+	rename(place, id)
 	m := &monitor{roots: r, id: id, containers: container.Open(r.Root), networks: network.Open(r.Root, r.Run),
 		volumes: volume.Open(r.Root), events: event.Open(r.Root), execs: map[string]*execution{},
 		stop: make(chan struct{}), over: make(chan struct{})}
-	attach, err := startRequest(starter)
-	if err != nil {
-		return err
-	}
 	if err := m.own(); err != nil {
 		return m.refuse(starter, err)
 	}
 	err = m.live(starter, attach)
-	<-starter.done
+	m.lock.Close()
+	// The last one out takes bridge and rules down. The lock is given up first: this lingers.
+	err = errors.Join(err, m.networks.Settle(context.Background()))
+	farewell()
 	return err
 }
 
 // startRequest reads what the starter asks for.
-func startRequest(l *link) (*attachment, error) {
+func startRequest(l *link) (id string, a *attachment, err error) {
 	q, err := l.request()
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	if q.Op != "start" {
-		return nil, fmt.Errorf("first request is %q, not start", q.Op)
+	if q.Op != "start" || len(q.ID) != idLength {
+		return "", nil, fmt.Errorf("first request is %q for %q, not start for an id", q.Op, q.ID)
 	}
-	return q.Attach, nil
+	return q.ID, q.Attach, nil
+}
+
+// warm does while the starter is busy what every start needs: encoding/json learns the record's
+// types, which takes it longer than reading one.
+func warm() {
+	var r container.Record
+	if err := json.Unmarshal([]byte(`{"Config":{},"Host":{}}`), &r); err != nil {
+		complain(err)
+	}
+	if _, err := json.Marshal(container.State{}); err != nil {
+		complain(err)
+	}
+}
+
+// rename puts the id where ps shows it: over the placeholder among the arguments, whose memory
+// is the process's own.
+func rename(place, id string) {
+	if len(place) == len(id) {
+		copy(unsafe.Slice(unsafe.StringData(place), len(place)), id)
+	}
 }
 
 // refuse tells the starter why nothing was started. That is no fault of the monitor.
@@ -185,8 +245,15 @@ func (m *monitor) live(starter *link, attach *attachment) error {
 	if err != nil {
 		return m.refuse(starter, err)
 	}
-	defer os.RemoveAll(m.roots.dir(m.id))
-	defer srv.close()
+	defer func() {
+		srv.close()
+		os.RemoveAll(m.roots.dir(m.id))
+		m.lock.Close() // the container is others' now; what is left is talk
+		m.inFlight.Wait()
+		starter.finish()
+		srv.linger()
+		<-starter.done
+	}()
 	r, err := m.start(starter, attach)
 	if err != nil {
 		m.failed(err)

@@ -3,6 +3,7 @@ package monitor
 // One run of a container: from record to process, and its two streams.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -89,13 +90,15 @@ func (m *monitor) start(starter *link, attach *attachment) (_ *run, err error) {
 		return nil, err
 	}
 	closeAll(stdio[:])
-	r.copyOutput(m.rec.Config.Tty)
 	m.mu.Lock()
 	m.run = r
 	m.mu.Unlock()
 	if starter != nil {
-		starter.send(frameReply, []byte("{}"))
-		m.inFlight.Go(func() { m.converse(starter, r, attach) })
+		starter.send(frameReply, []byte("{}")) // before the first byte of output
+	}
+	r.copyOutput(m.rec.Config.Tty)
+	if starter != nil {
+		go m.converse(starter, r, attach)
 	}
 	m.announce(r)
 	return r, nil
@@ -126,13 +129,12 @@ func seccompOff(h *dcontainer.HostConfig) bool {
 	return err == nil && s.Seccomp == "unconfined"
 }
 
+// cgroupParent holds the groups of containers and steps.
+const cgroupParent = "keg"
+
 // cgroupPath is known without a state, so that remains of a dead monitor are found.
 func cgroupPath(r *container.Record) string {
-	parent := r.Host.CgroupParent
-	if parent == "" {
-		parent = "keg"
-	}
-	return filepath.Join(parent, r.ID)
+	return filepath.Join(cmp.Or(r.Host.CgroupParent, cgroupParent), r.ID)
 }
 
 // coded is an error with an exit status, as the engine looks for it.

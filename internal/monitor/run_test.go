@@ -55,7 +55,7 @@ func TestExitCodes(t *testing.T) {
 		r := h.run(c.args, nil, autoRemove)
 		// A pid 1 cannot kill itself with a signal it does not handle: the kernel ignores it.
 		if r.failure != nil || r.exit.Code != c.want {
-			t.Errorf("%v: %+v", c.args, r)
+			t.Errorf("%v: %+v %v", c.args, r, r.failure)
 		}
 	}
 	for arg, code := range map[string]int{"/nope": 127, "nope": 127, "/etc/passwd": 126, "/etc": 126} {

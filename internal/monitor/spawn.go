@@ -10,35 +10,73 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"keg/internal/sandbox/cgroup"
 )
+
+// Prepared is a monitor process that waits to be told its container. Starting it before the record
+// is written takes the start of a process off the way from command to program.
+type Prepared struct {
+	r     Roots
+	c     *net.UnixConn
+	words *os.File
+}
+
+// Prepare starts a monitor in its own session and cgroup. One that is closed, or whose starter dies,
+// before it was told a container ends by itself.
+func Prepare(r Roots) (*Prepared, error) {
+	words, err := memfile("monitor.log")
+	if err != nil {
+		return nil, err
+	}
+	// The dashes become the container's id, so that ps tells which monitor is whose.
+	c, _, err := spawn(words, "container", r.Root, r.Run, strings.Repeat("-", idLength))
+	if err != nil {
+		words.Close()
+		return nil, fmt.Errorf("start a monitor: %w", err)
+	}
+	return &Prepared{r, c, words}, nil
+}
+
+// Close ends a monitor that was not used; after Spawn it does nothing.
+func (p *Prepared) Close() error {
+	if p.c == nil {
+		return nil
+	}
+	p.words.Close()
+	return p.c.Close()
+}
 
 // Spawn starts the monitor of container id in its own session and cgroup and waits until the
 // program was executed or an error came back. With attach set the stdio is connected
 // before the program starts, so that not a byte is missed.
 func Spawn(ctx context.Context, r Roots, id string, attach *Stdio) (*Conn, error) {
-	words, err := memfile("monitor.log")
+	p, err := Prepare(r)
 	if err != nil {
 		return nil, err
 	}
-	defer words.Close()
-	c, _, err := spawn(words, "container", r.Root, r.Run, id)
-	if err != nil {
-		return nil, fmt.Errorf("start the monitor of container %s: %w", id, err)
-	}
-	k := newConn(c, id)
-	q := request{Op: "start"}
+	return p.Spawn(ctx, id, attach)
+}
+
+// Spawn is the function of the same name with this process as the monitor. It can be used once.
+func (p *Prepared) Spawn(ctx context.Context, id string, attach *Stdio) (*Conn, error) {
+	k := newConn(p.c, id)
+	p.c = nil
+	defer p.words.Close()
+	q := request{Op: "start", ID: id}
 	if attach != nil {
 		a := wants(*attach)
 		q.Attach = &a
 	}
 	if err := k.call(ctx, q, nil); err != nil {
-		c.Close()
+		k.Close()
 		if errors.Is(err, errGone) {
-			return nil, fmt.Errorf("the monitor of container %s ended before the program was started%s", id, lastWords(words))
+			return nil, fmt.Errorf("the monitor of container %s ended before the program was started%s", id, lastWords(p.words))
 		}
 		return nil, err
 	}
@@ -120,6 +158,17 @@ func startSelf(errlog, sock *os.File, args []string) (*os.Process, error) {
 	return os.StartProcess("/proc/self/exe", append([]string{Argv0}, args...), attr)
 }
 
+// monitorsDir is where monitors live on cgroup v2.
+const monitorsDir = "/sys/fs/cgroup/keg-monitors"
+
+// farewell takes away what monitors share and the last one needs no more.
+func farewell() {
+	cgroup.Tidy(cgroupParent)
+	if b, err := os.ReadFile("/proc/self/cgroup"); err == nil && string(b) == "0::/"+filepath.Base(monitorsDir)+"\n" {
+		cgroup.Leave(monitorsDir)
+	}
+}
+
 // monitorCgroup is the group in which monitors live, so that whoever started one may be
 // stopped with everything that is his. On v1 moving costs more than it gives.
 func monitorCgroup() *os.File {
@@ -127,13 +176,12 @@ func monitorCgroup() *os.File {
 	if unix.Statfs("/sys/fs/cgroup", &st) != nil || st.Type != unix.CGROUP2_SUPER_MAGIC {
 		return nil
 	}
-	const dir = "/sys/fs/cgroup/keg-monitors"
-	if os.Mkdir(dir, 0o755) != nil {
-		if _, err := os.Stat(dir); err != nil {
+	if os.Mkdir(monitorsDir, 0o755) != nil {
+		if _, err := os.Stat(monitorsDir); err != nil {
 			return nil
 		}
 	}
-	f, err := os.Open(dir)
+	f, err := os.Open(monitorsDir)
 	if err != nil {
 		return nil
 	}

@@ -160,7 +160,7 @@ func (s *start) runExec(ctx context.Context, init int) (*Process, error) {
 		return nil, err
 	}
 	l.warn(b.warnings...)
-	t := &talk{o: b.o, c: &l.process, program: planExec(l), console: b.console, oomScore: b.spec.Process.OOMScoreAdj, second: l.inUserNS}
+	t := &talk{o: b.o, c: &l.process, program: planExec(l), console: b.console, oomScore: oomScore(b.spec.Process.OOMScoreAdj), second: l.inUserNS}
 	pidns := -1
 	if !l.inUserNS && l.ns.own[unix.CLONE_NEWPID] {
 		pidns = init

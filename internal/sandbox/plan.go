@@ -25,7 +25,6 @@ type layout struct {
 	rootProp   uint64 // MS_SHARED ... when the root shall not be private
 	console    bool   // "console" is the target for the terminal
 	hold       bool
-	timeOffset string // contents of timens_offsets
 }
 
 const (

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -209,6 +210,20 @@ func cloneOnce(n int) error {
 		err = os.ErrInvalid
 	}
 	return err
+}
+
+// Nobody who shares a pid namespace with the child may trace it, from its first instant on.
+func TestChildIsBornNotDumpable(t *testing.T) {
+	p := &program{}
+	p.add("be", "dumpable", unix.SYS_PRCTL, num(unix.PR_GET_DUMPABLE)).flag(wantSome)
+	tk := &talk{o: &Options{}, c: &process{args: []string{"true"}}, program: p}
+	_, err := tk.begin(t.Context(), &birth{program: p, fds: map[string]int{}, keepBelow: 3, cgroup: -1, pidns: -1})
+	if !errors.Is(err, unix.ECANCELED) {
+		t.Error(err)
+	}
+	if d, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); os.Geteuid() == 0 && (d != 1 || err != nil) {
+		t.Error("the engine itself stays so:", d, err)
+	}
 }
 
 func TestFailingStepIsNamed(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -171,7 +172,7 @@ func TestWorkingDirectoryStaysInside(t *testing.T) {
 		cwds = append(cwds, fmt.Sprintf("/proc/self/fd/%d", i), fmt.Sprintf("/proc/self/fd/%d/etc", i))
 	}
 	for _, cwd := range cwds {
-		s := dockerSpec("sh", "-c", "ls /proc/self/cwd/probe && readlink /proc/self/cwd")
+		s := dockerSpec("sh", "-c", "readlink /proc/self/cwd")
 		s.Process.Cwd = cwd
 		if r, err := run(t, s, options(t, root)); err == nil {
 			t.Errorf("%s: started: %s%s", cwd, r.out, r.err)
@@ -462,6 +463,131 @@ func TestEarlyFailureIsAlwaysSeen(t *testing.T) {
 	for i := 0; i < 200; i++ {
 		if _, err := execIn(t, p, s, o, func(x *specs.Process) { x.Cwd = "/none" }, "true"); err == nil || !strings.Contains(err.Error(), "no such file") {
 			t.Fatalf("round %d: %v", i, err)
+		}
+	}
+}
+
+func TestKernelSurfaceIsClosed(t *testing.T) {
+	out := must(t, busyRoot(t), `unshare -m true 2>&1; mount -t tmpfs x /tmp 2>&1; touch /sys/fs/cgroup/x 2>&1
+		for f in /sys/fs/cgroup/*/notify_on_release /sys/fs/cgroup/*/tasks /sys/fs/cgroup/cgroup.procs; do [ -e $f ] && { echo 1 > $f; } 2>&1; done
+		dd if=/dev/zero of=/dev/shm/fill bs=1M count=70 2>&1 | grep -i space; cat /proc/self/cgroup; true`)
+	for _, want := range []string{"unshare: unshare(0x", "mount: permission denied", "No space left on device"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	if !strings.Contains(out, "Read-only file system") || strings.Contains(out, "keg-test-sandbox") {
+		t.Errorf("the cgroups are writable, or seen from outside:\n%s", out)
+	}
+}
+
+// Who joins a container must not be traced from inside while it still has the engine's memory
+// and descriptors (CVE-2016-9962): its /proc entry belongs to root although it runs as 1000.
+func TestJoinerIsNotDumpable(t *testing.T) {
+	p, s, o := sleeper(t, busyRoot(t))
+	checked := false
+	o.Recorded = func(pid int, _ uint64) error {
+		for range 1000 {
+			var st unix.Stat_t
+			b, err := os.ReadFile(procFile(pid, "status"))
+			if err != nil || unix.Stat(procFile(pid, "fd"), &st) != nil {
+				return errors.New("the joiner is gone")
+			}
+			if st.Uid != 0 {
+				return fmt.Errorf("its descriptors belong to %d", st.Uid)
+			}
+			if strings.Contains(string(b), "Uid:\t1000") {
+				checked = true
+				return nil
+			}
+			time.Sleep(time.Millisecond)
+		}
+		return errors.New("it never became user 1000")
+	}
+	r, err := execIn(t, p, s, o, func(x *specs.Process) { x.User = specs.User{UID: 1000, GID: 1000} }, "id", "-u")
+	if err != nil || strings.TrimSpace(r.out) != "1000" || !checked {
+		t.Error(r, err, checked)
+	}
+}
+
+// Many at once, while one is held: no child may keep another's socket open, or its start would
+// not be seen to end.
+func TestManyAtOnceWhileOneIsHeld(t *testing.T) {
+	root := busyRoot(t)
+	null, _ := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	defer null.Close()
+	one := func(i int, hold bool) (*Process, error) {
+		return Start(context.Background(), dockerSpec("true"), Options{Root: -1, NetNS: -1, Stdio: [3]*os.File{null, null, null},
+			Cgroup: fmt.Sprintf("%s-%d", cgroupName(t), i), DefaultSeccomp: true, Hold: hold})
+	}
+	if _, err := one(0, false); !fault.Is(err, fault.Invalid) {
+		t.Fatal("a spec without a root starts:", err)
+	}
+	withRoot := func(i int, hold bool) (*Process, error) {
+		s := dockerSpec("true")
+		s.Root.Path = root
+		return Start(context.Background(), s, Options{Root: -1, NetNS: -1, Stdio: [3]*os.File{null, null, null},
+			Cgroup: fmt.Sprintf("%s-%d", cgroupName(t), i), DefaultSeccomp: true, Hold: hold})
+	}
+	r, w, _ := os.Pipe()
+	defer r.Close()
+	held, err := withRoot(99, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What was open when it was cloned is not kept open by the one that is held.
+	w.Close()
+	r.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := r.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Error(err)
+	}
+	errs := make(chan error)
+	for i := range 16 {
+		go func() {
+			p, err := withRoot(i, false)
+			if err == nil {
+				var code int
+				if code, err = p.Wait(); err == nil && code != 0 {
+					err = fmt.Errorf("exit %d", code)
+				}
+				err = errors.Join(err, p.Cgroup.Remove(context.Background()))
+			}
+			errs <- err
+		}()
+	}
+	for range 16 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if err := held.Release(); err != nil {
+		t.Error(err)
+	}
+	if code, err := held.Wait(); code != 0 || err != nil {
+		t.Error(code, err)
+	}
+	if err := held.Cgroup.Remove(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPersonalityAndWhatIsNotSupported(t *testing.T) {
+	root := busyRoot(t)
+	if out := must(t, root, "uname -m", func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32} }); out == "x86_64" || out == "aarch64" {
+		t.Error(out)
+	}
+	for name, ask := range map[string]func(*specs.Spec){
+		"hooks":   func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/x"}}} },
+		"offsets": func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {Secs: 1}} },
+		"idmap": func(s *specs.Spec) {
+			s.Mounts[0].UIDMappings = []specs.LinuxIDMapping{{Size: 1}}
+		},
+		"listener": func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActNotify} },
+	} {
+		s := dockerSpec("true")
+		ask(s)
+		if _, err := run(t, s, options(t, root)); !fault.Is(err, fault.Unsupported) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -65,6 +65,9 @@ type ExecError struct {
 func (e *ExecError) Error() string { return e.Err.Error() }
 func (e *ExecError) Unwrap() error { return e.Err }
 
+// ExitCode is the status that a command line ends with because of e.
+func (e *ExecError) ExitCode() int { return e.Code }
+
 var (
 	errNoCommand = fault.Invalidf("the spec has no command")
 	errNul       = fault.Invalidf("the command, its environment or its working directory holds a NUL byte")
@@ -86,15 +89,14 @@ func Start(ctx context.Context, spec *specs.Spec, o Options) (_ *Process, err er
 		return nil, err
 	}
 	if o.Cgroup != "" {
-		g, warnings, err := cgroup.Create(o.Cgroup, spec.Linux.Resources)
-		if err != nil {
+		var warnings []string
+		if s.box.group, warnings, err = cgroup.Create(o.Cgroup, spec.Linux.Resources); err != nil {
 			return nil, err
 		}
-		s.box.group = g
 		s.layout.warn(warnings...)
 		defer func() {
 			if err != nil {
-				_ = g.Remove(context.WithoutCancel(ctx))
+				_ = s.box.group.Remove(context.WithoutCancel(ctx))
 			}
 		}()
 	}

@@ -17,8 +17,8 @@ import (
 	"keg/internal/sandbox/cgroup"
 )
 
-// The tests run in mount and network namespaces of their own; the test binary is also the
-// program inside the containers (probe_test.go).
+// The tests run in mount and network namespaces of their own; the test binary is also a
+// monitor in a process of its own (probe_test.go).
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "probe" {
 		os.Exit(probe(os.Args[2:]))
@@ -26,13 +26,32 @@ func TestMain(m *testing.M) {
 	if os.Geteuid() == 0 && os.Getenv("KEG_TEST_INSIDE") == "" {
 		os.Exit(inside())
 	}
+	before, _ := os.ReadFile("/proc/self/mountinfo")
 	code := m.Run()
-	if g, err := cgroup.Open("keg-test-sandbox"); err == nil {
-		for _, h := range g.Hierarchies() {
-			_ = unix.Rmdir(h.Dir)
-		}
+	if left := leftovers(string(before)); len(left) > 0 {
+		fmt.Println("FAIL: the tests left behind", left)
+		code = 1
 	}
 	os.Exit(code)
+}
+
+// leftovers lists cgroups, mounts and children that should be gone.
+func leftovers(mounts string) (left []string) {
+	if g, err := cgroup.Open("keg-test-sandbox"); err == nil && os.Geteuid() == 0 {
+		for _, h := range g.Hierarchies() {
+			if err := unix.Rmdir(h.Dir); err != nil && err != unix.ENOENT {
+				inner, _ := filepath.Glob(h.Dir + "/*-*")
+				left = append(left, inner...)
+			}
+		}
+	}
+	if after, _ := os.ReadFile("/proc/self/mountinfo"); string(after) != mounts {
+		left = append(left, "mounts")
+	}
+	if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); err != unix.ECHILD {
+		left = append(left, fmt.Sprint("a child ", pid))
+	}
+	return left
 }
 
 func inside() int {
@@ -57,7 +76,7 @@ func needRoot(t testing.TB) {
 	}
 }
 
-// busyRoot is a root file system: static busybox and the test binary as /probe.
+// busyRoot is a root file system: static busybox.
 func busyRoot(t testing.TB) string {
 	t.Helper()
 	needRoot(t)
@@ -73,11 +92,10 @@ func busyRoot(t testing.TB) string {
 	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), box, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range []string{"sh", "true", "false", "cat", "sleep", "id", "ls", "echo", "tty", "kill", "mknod", "stat", "hostname", "mount", "dd", "ulimit", "head", "test", "touch", "readlink", "ps", "stty", "grep", "seq", "wc", "sort", "df", "umount", "chmod", "su", "unshare"} {
+	for _, n := range []string{"sh", "true", "false", "cat", "sleep", "id", "ls", "echo", "tty", "kill", "mknod", "stat", "hostname", "mount", "dd", "ulimit", "head", "test", "touch", "readlink", "ps", "stty", "grep", "seq", "wc", "sort", "df", "umount", "chmod", "su", "unshare", "uname"} {
 		os.Symlink("busybox", filepath.Join(root, "bin", n))
 	}
-	self, _ := os.ReadFile("/proc/self/exe")
-	os.WriteFile(filepath.Join(root, "probe"), self, 0o755)
+	os.WriteFile(filepath.Join(root, "inside"), nil, 0o644)
 	os.WriteFile(filepath.Join(root, "etc/passwd"), []byte("root:x:0:0:root:/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\n"), 0o644)
 	os.WriteFile(filepath.Join(root, "etc/group"), []byte("root:x:0:\nann:x:1000:\nvideo:x:44:ann\n"), 0o644)
 	return root

@@ -17,11 +17,13 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"keg/internal/fault"
 	"keg/internal/linux"
 	"keg/internal/sandbox/seccomp"
 )
@@ -37,6 +39,9 @@ func (l *layout) warn(w ...string) { l.warnings = append(l.warnings, w...) }
 // decide settles all that needs no descriptor.
 func (s *start) decide() error {
 	spec, o, l := s.box.spec, s.box.o, &s.layout
+	if err := unsupported(spec); err != nil {
+		return err
+	}
 	p, warnings, err := newProcess(spec.Process, o, s.box.inUserNS())
 	if err != nil {
 		return err
@@ -65,11 +70,36 @@ func (s *start) decide() error {
 	return nil
 }
 
+const perLinux32 = 0x0008 // linux/personality.h
+
+// unsupported names what a spec may ask for and would silently not get.
+func unsupported(spec *specs.Spec) error {
+	switch h := spec.Hooks; {
+	//nolint:staticcheck // Prestart is deprecated, and still asked for.
+	case h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0:
+		return fault.Unsupportedf("hooks are not supported")
+	case len(spec.Linux.TimeOffsets) > 0:
+		return fault.Unsupportedf("offsets of a time namespace are not supported")
+	case spec.Linux.IntelRdt != nil:
+		return fault.Unsupportedf("Intel RDT is not supported")
+	}
+	return nil
+}
+
 // confine compiles the filter and looks whether AppArmor is there.
 func (c *process) confine(spec *specs.Spec, o *Options) (err error) {
 	if c.apparmor != "" && !appArmor() {
 		c.warnings = append(c.warnings, "AppArmor is not enabled on this host: profile "+c.apparmor+" is not applied")
 		c.apparmor = ""
+	}
+	if l := spec.Linux.Personality; l != nil {
+		if len(l.Flags) > 0 || l.Domain != specs.PerLinux && l.Domain != specs.PerLinux32 {
+			return fault.Invalidf("unknown personality %s %v", l.Domain, l.Flags)
+		}
+		c.personality = 0
+		if l.Domain == specs.PerLinux32 {
+			c.personality = perLinux32
+		}
 	}
 	var f seccomp.Filter
 	switch {
@@ -125,9 +155,7 @@ func (s *start) run(ctx context.Context) (*Process, error) {
 	if l.ns.clone&unix.CLONE_NEWUSER != 0 {
 		t.mapped = func(pid int) error { return mapIDs(pid, b.spec.Linux) }
 	}
-	if a := b.spec.Process.OOMScoreAdj; a != nil {
-		t.oomScore = a
-	}
+	t.oomScore = oomScore(b.spec.Process.OOMScoreAdj)
 	p, err := t.begin(ctx, &birth{program: t.program, fds: b.fds, keepBelow: 3 + len(b.o.Files), flags: l.ns.clone, cgroup: into, pidns: pidns})
 	if err != nil {
 		if b.console != nil {
@@ -137,6 +165,19 @@ func (s *start) run(ctx context.Context) (*Process, error) {
 	}
 	p.Cgroup = b.group
 	return p, nil
+}
+
+// oomScore is what to set; nil leaves what the child inherits. The protection that an engine has
+// from the kernel's killer is not for its containers.
+func oomScore(asked *int) *int {
+	if asked != nil {
+		return asked
+	}
+	b, _ := os.ReadFile("/proc/self/oom_score_adj")
+	if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err != nil || n >= 0 {
+		return nil
+	}
+	return new(int)
 }
 
 // exists tells whether a file is in the container, for a better error.

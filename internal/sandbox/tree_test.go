@@ -32,6 +32,7 @@ func TestWalkStaysInsideAndSeesMounts(t *testing.T) {
 	os.Symlink(outside, filepath.Join(root, "abs"))
 	os.Symlink("../../../../../../../.."+outside, filepath.Join(root, "a/dots"))
 	os.Symlink("/data/x/../y", filepath.Join(root, "via"))
+	os.Symlink("/data/w", filepath.Join(root, "a/deep"))
 	os.Symlink("loop", filepath.Join(root, "loop"))
 	os.Symlink("/proc/self/root"+outside, filepath.Join(root, "magic"))
 	tr := &tree{root: openDir(t, root), mounts: []mountpoint{{"/data", openDir(t, vol)}, {"/proc", -1}}}
@@ -46,6 +47,7 @@ func TestWalkStaysInsideAndSeesMounts(t *testing.T) {
 		{"/a/dots/made2", outside + "/made2", root + outside + "/made2"},
 		{"/data/sub", "/data/sub", vol + "/sub"},
 		{"/via", "/data/y", vol + "/y"},
+		{"/a/deep", "/data/w", vol + "/w"},
 		{"/a/../../../data/z", "/data/z", vol + "/z"},
 		{"/magic", "/proc/self/root" + outside, ""}, // below a mount of the child: nothing is touched
 		{"/proc/x/y", "/proc/x/y", ""},

@@ -31,7 +31,8 @@ type Committed struct {
 // Commit turns the changes of key into a layer on top of its stack: normalise, record
 // the recipe, rename into place. Without Copy the key is gone afterwards, and must not
 // be mounted any more; with it a program may go on writing, and the layer has what was
-// there when its turn came.
+// there when its turn came. Until a name, a key or a lease refers to the layer, only
+// Sweep's grace protects it.
 func (s *Store) Commit(ctx context.Context, key string, o CommitOptions) (c Committed, err error) {
 	p, err := s.parents(key)
 	if err != nil {

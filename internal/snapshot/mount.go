@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -103,6 +104,7 @@ type overlay struct {
 // mount makes it. A read-only overlay needs two directories, any needs one: empty ones
 // stand in.
 func (s *Store) mount(m overlay) (int, error) {
+	m.lower = topmost(m.lower)
 	if len(m.lower) == 0 {
 		m.lower = append(m.lower, s.layers(".empty/b"))
 	}
@@ -113,6 +115,18 @@ func (s *Store) mount(m overlay) (int, error) {
 		return s.mountOld(m)
 	}
 	return s.mountNew(m)
+}
+
+// topmost drops the lower ones of equal directories: a stack may name a layer twice
+// (two steps that change nothing), which overlayfs refuses, and what the upper one has
+// hides all that the lower one has.
+func topmost(dirs []string) []string {
+	seen := make(map[string]bool, len(dirs))
+	return slices.DeleteFunc(dirs, func(d string) bool {
+		again := seen[d]
+		seen[d] = true
+		return again
+	})
 }
 
 // appends reports whether lower directories can be given one by one (Linux 6.7).
@@ -227,8 +241,8 @@ func (o *opened) close() {
 	}
 }
 
-// explain adds what the kernel says about a failed configuration: reading the context
-// gives its messages (fsopen(2) in mount_setattr's family of pages).
+// explain adds what the kernel says about a failed configuration: reading the context's
+// descriptor gives its messages.
 func explain(fs int, what string, err error) error {
 	buf := make([]byte, 512)
 	if n, rerr := unix.Read(fs, buf); rerr == nil && n > 2 {

@@ -127,7 +127,7 @@ func accessMask(a string) (m int32) {
 func attachDevices(dir int, rules []specs.LinuxDeviceCgroup) error {
 	code := deviceProgram(rules)
 	license := []byte("Apache\x00")
-	log := make([]byte, 4096)
+	log := make([]byte, 64<<10)
 	load := struct {
 		progType, insnCount uint32
 		insns, license      uint64
@@ -136,9 +136,16 @@ func attachDevices(dir int, rules []specs.LinuxDeviceCgroup) error {
 		kernVersion, flags  uint32
 		name                [16]byte
 	}{progType: unix.BPF_PROG_TYPE_CGROUP_DEVICE, insnCount: uint32(len(code) / 8),
-		insns: addr(code), license: addr(license), logLevel: 1, logSize: uint32(len(log)), log: addr(log)}
+		insns: addr(code), license: addr(license)}
 	copy(load.name[:], "keg_devices")
 	fd, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load))
+	if err != nil {
+		// Once more for the verifier's words; asked for at once, a log that overflows is an error.
+		load.logLevel, load.logSize, load.log = 1, uint32(len(log)), addr(log)
+		if again, e := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load)); e == nil {
+			fd, err = again, nil
+		}
+	}
 	runtime.KeepAlive(code)
 	runtime.KeepAlive(license)
 	if err != nil {

@@ -11,7 +11,6 @@ import (
 	"github.com/opencontainers/cgroups/fs"
 	"github.com/opencontainers/cgroups/fs2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 )
 
 // Set applies the limits of r, devices excepted; on a running group too. What the host has no
@@ -163,5 +162,3 @@ func value[T any](p *T) (v T) {
 	}
 	return v
 }
-
-var _ = unix.EPERM
