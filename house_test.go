@@ -19,7 +19,7 @@ var (
 		"dockerfile": {}, "volume": {}, "event": {}, "store": {}, "registry": {}, "container": {},
 		"layer": {}, "network": {}, "sandbox": {"sandbox/cgroup", "sandbox/seccomp"},
 		"sandbox/cgroup": {}, "sandbox/seccomp": {},
-		"oci": {"sandbox", "sandbox/cgroup"},
+		"oci":      {"sandbox", "sandbox/cgroup"},
 		"snapshot": {"layer"},
 		"monitor":  {"container", "sandbox", "sandbox/cgroup", "snapshot", "network", "volume", "event"},
 		"builder":  {"dockerfile", "store", "layer", "snapshot"},
