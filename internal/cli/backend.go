@@ -76,6 +76,7 @@ type images interface {
 	Tag(ctx context.Context, source, target string) error
 	RemoveImage(ctx context.Context, ref string, force bool) ([]dimage.DeleteResponse, error)
 	Build(ctx context.Context, o builder.Options, progress func(builder.Event)) (*builder.Result, error)
+	BuildCache(ctx context.Context) ([]engine.CacheEntry, error)
 	Login(ctx context.Context, registry string, c registry.Credentials) (string, error)
 	Logout(ctx context.Context, registry string) error
 	StoredCredentials(ctx context.Context, host string) (registry.Credentials, error)

@@ -148,6 +148,7 @@ func systemCommands() []entry {
 func builderCommands() []entry {
 	return []entry{
 		{name: "build", short: "Build an image from a Dockerfile", make: newBuild},
+		{name: "du", short: "Show what the build cache keeps, and why", make: newBuilderDu},
 		{name: "prune", short: "Remove build cache", make: newBuilderPrune},
 	}
 }

@@ -74,8 +74,9 @@ type fake struct {
 	networks   []network.Inspect
 	pruneOpt   engine.PruneOptions
 	pruned     engine.Pruned
+	cache      []engine.CacheEntry
 	usage      []engine.Usage
-	cache      []engine.CacheUse
+	cacheUse   []engine.CacheUse
 	top        container.TopResponse
 	samples    []container.StatsResponse // one a call
 	update     container.UpdateConfig
@@ -385,9 +386,10 @@ func (f *fake) Prune(_ context.Context, o engine.PruneOptions) (engine.Pruned, e
 }
 func (f *fake) DiskUsage(context.Context) ([]engine.Usage, error) { return f.usage, f.err }
 func (f *fake) DiskDetail(context.Context) (engine.DiskDetail, error) {
-	return engine.DiskDetail{Images: f.images, Containers: f.containers, Volumes: f.volumes, BuildCache: f.cache}, f.err
+	return engine.DiskDetail{Images: f.images, Containers: f.containers, Volumes: f.volumes, BuildCache: f.cacheUse}, f.err
 }
-func (f *fake) Info(context.Context) (engine.Info, error) { return f.info, f.err }
+func (f *fake) Info(context.Context) (engine.Info, error)               { return f.info, f.err }
+func (f *fake) BuildCache(context.Context) ([]engine.CacheEntry, error) { return f.cache, f.err }
 
 func (f *fake) Check(_ context.Context, repair bool, found func(engine.Problem)) error {
 	for _, p := range f.problems {

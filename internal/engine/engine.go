@@ -31,6 +31,8 @@ type Options struct {
 	Root, Run string            // absolute
 	Env       map[string]string // of the caller: proxies, HOME, DOCKER_CONFIG
 	Version   string            // for the User-Agent
+
+	BuildQuota int64 // bytes that the build cache may keep; 0: a tenth of the file system
 }
 
 // Engine is one engine on one pair of directories. It holds no state but its rooms'
