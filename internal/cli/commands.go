@@ -121,6 +121,7 @@ func builderCommands() []entry {
 
 func registryCommands() []entry {
 	return []entry{
+		{name: "check", short: "Check the configuration file of a registry", make: newRegistryCheck},
 		{name: "serve", short: "Serve an OCI registry", make: newRegistryServe},
 	}
 }
