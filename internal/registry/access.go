@@ -58,8 +58,8 @@ func matchRepo(pattern, repo string) bool {
 
 // checkPattern refuses what would never match, and "**" where it is just "*".
 func checkPattern(pattern string) error {
-	body := strings.TrimSuffix(strings.TrimSuffix(pattern, "**"), "/")
-	if strings.Contains(body, "**") || pattern == "" || strings.HasPrefix(pattern, "/") {
+	body := strings.TrimSuffix(pattern, "/**")
+	if pattern != "**" && strings.Contains(body, "**") || pattern == "" || strings.HasPrefix(pattern, "/") {
 		return fault.Invalidf(`invalid repository pattern %q: want a name, with "*" for a part of it and "/**" at its end for all below`, pattern)
 	}
 	if _, err := path.Match(body, "x"); err != nil {
