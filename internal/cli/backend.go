@@ -10,6 +10,7 @@ import (
 	dimage "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/volume"
+	"github.com/opencontainers/go-digest"
 
 	"keg/internal/builder"
 	ctr "keg/internal/container"
@@ -62,6 +63,13 @@ type images interface {
 	Login(ctx context.Context, registry string, c registry.Credentials) (string, error)
 	Logout(ctx context.Context, registry string) error
 	StoredCredentials(ctx context.Context, host string) (registry.Credentials, error)
+	ManifestList(list image.Reference) (*image.Index, error)
+	RemoteManifest(ctx context.Context, ref image.Reference) (image.Descriptor, []byte, error)
+	RemoteImages(ctx context.Context, ref image.Reference) ([]engine.RemoteImage, error)
+	CreateManifestList(ctx context.Context, list image.Reference, members []image.Reference, amend bool) error
+	AnnotateManifestList(ctx context.Context, list, member image.Reference, a engine.Annotation) error
+	PushManifestList(ctx context.Context, list image.Reference, purge bool) (digest.Digest, error)
+	RemoveManifestList(list image.Reference) error
 	ServeRegistry(ctx context.Context, addr, dir string, o registry.ServerOptions, ready func(addr string)) error
 }
 
