@@ -45,7 +45,7 @@ cd /root
 for s in /scripts/*.sh; do
 	name=$(basename $s .sh)
 	echo "== $name"
-	if sh -e $s; then echo "VM PASS $name"; else echo "VM FAIL $name"; fi
+	if sh -ex $s; then echo "VM PASS $name"; else echo "VM FAIL $name"; fi
 done
 echo VM DONE
 poweroff -f

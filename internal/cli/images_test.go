@@ -142,7 +142,7 @@ func TestBuildContexts(t *testing.T) {
 		"/nope":                     "ERROR: unable to prepare context: path \"/nope\" not found\n",
 		file:                        "ERROR: unable to prepare context: \"" + file + "\" is not a directory\n",
 		"https://example.com/x.git": "ERROR: cannot build from \"https://example.com/x.git\": the context must be a directory on this machine; clone or download it first\n",
-		"-t UPPER " + dir:           "ERROR: invalid tag \"UPPER\": invalid reference format: repository name must be lowercase: \"UPPER\"\n",
+		"-t UPPER " + dir:           "ERROR: invalid tag \"UPPER\": invalid reference format: repository name (library/UPPER) must be lowercase\n",
 		"-":                         "ERROR: the Dockerfile on stdin is empty\n",
 		"--sbom=true " + dir:        "ERROR: --sbom=true is not supported: images are made without attestations\n",
 	} {

@@ -62,10 +62,19 @@ type remote interface {
 
 // monitors start, reach and clean up after the processes that own running containers.
 type monitors interface {
+	// Prepare starts a monitor before it is known for what; nil when that fails, which the
+	// Spawn that follows will explain.
+	Prepare() spare
 	Spawn(ctx context.Context, id string, attach *monitor.Stdio) (live, error)
 	Dial(ctx context.Context, id string) (live, error)
 	Reap(ctx context.Context, id string) error
 	ReapAll(ctx context.Context) error
+}
+
+// spare is a monitor that waits to be told its container.
+type spare interface {
+	Spawn(ctx context.Context, id string, attach *monitor.Stdio) (live, error)
+	Close() error
 }
 
 // live is a running container, as its monitor answers.
@@ -85,6 +94,25 @@ type ourMonitors struct{ r monitor.Roots }
 
 func (m ourMonitors) Spawn(ctx context.Context, id string, attach *monitor.Stdio) (live, error) {
 	c, err := monitor.Spawn(ctx, m.r, id, attach)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (m ourMonitors) Prepare() spare {
+	p, err := monitor.Prepare(m.r)
+	if err != nil {
+		return nil
+	}
+	return ourSpare{p}
+}
+
+// ourSpare is one of keg's own.
+type ourSpare struct{ *monitor.Prepared }
+
+func (s ourSpare) Spawn(ctx context.Context, id string, attach *monitor.Stdio) (live, error) {
+	c, err := s.Prepared.Spawn(ctx, id, attach)
 	if err != nil {
 		return nil, err
 	}

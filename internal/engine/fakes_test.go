@@ -389,6 +389,13 @@ func withMonitors(e *Engine) *fakeMonitors {
 	return m
 }
 
+// Prepare gives the monitors themselves; nothing is to be closed.
+func (m *fakeMonitors) Prepare() spare { return fakeSpare{m} }
+
+type fakeSpare struct{ *fakeMonitors }
+
+func (fakeSpare) Close() error { return nil }
+
 func (m *fakeMonitors) Spawn(_ context.Context, id string, _ *monitor.Stdio) (live, error) {
 	if m.fail != nil {
 		return nil, m.fail

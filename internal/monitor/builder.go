@@ -136,7 +136,9 @@ func buildMain(r Roots) error {
 			for ; n > 0; n-- {
 				<-running
 			}
-			return s.networks.Settle(context.Background())
+			err := s.networks.Settle(context.Background())
+			farewell()
+			return err
 		}
 		n++
 		go func() {

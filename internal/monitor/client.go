@@ -47,7 +47,14 @@ func Dial(ctx context.Context, r Roots, id string) (*Conn, error) {
 		return nil, fmt.Errorf("connect to the monitor of container %s: %w", id, err)
 	}
 	k := newConn(c, id)
-	return k, k.hello(ctx)
+	if err := k.hello(ctx); err != nil {
+		c.Close()
+		if errors.Is(err, errGone) { // it was just leaving
+			err = fault.Conflictf("container %s is not running", id)
+		}
+		return nil, err
+	}
+	return k, nil
 }
 
 // dialSocket connects by way of the directory, since a socket's path may have 107 bytes only.

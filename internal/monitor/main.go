@@ -69,19 +69,24 @@ func (m *monitor) slim() {
 }
 
 // dropText gives back the mapped pages of the binary that starting touched; the few that waiting
-// needs come back by themselves. Only mappings that cannot be written: their contents are the file's.
+// needs come back by themselves. Only mappings that cannot be written and of which nothing was
+// changed, as relocated data is: their contents are the file's.
 func dropText() {
-	maps, err := os.ReadFile("/proc/self/maps")
+	smaps, err := os.ReadFile("/proc/self/smaps")
 	if err != nil {
 		return
 	}
-	for line := range strings.Lines(string(maps)) {
+	var lo, hi uintptr
+	for line := range strings.Lines(string(smaps)) {
 		f := strings.Fields(line)
-		if len(f) < 6 || f[1][1] == 'w' || !strings.HasPrefix(f[5], "/") {
-			continue
-		}
-		var lo, hi uintptr
-		if _, err := fmt.Sscanf(f[0], "%x-%x", &lo, &hi); err == nil {
+		switch {
+		case len(f) == 6 && strings.HasPrefix(f[5], "/") && len(f[1]) == 4 && f[1][1] != 'w':
+			if _, err := fmt.Sscanf(f[0], "%x-%x", &lo, &hi); err != nil {
+				lo, hi = 0, 0
+			}
+		case len(f) >= 5 && strings.Contains(f[0], "-"):
+			lo, hi = 0, 0 // another mapping
+		case len(f) == 3 && f[0] == "Anonymous:" && f[1] == "0" && hi > lo:
 			unix.Syscall(unix.SYS_MADVISE, lo, hi-lo, unix.MADV_DONTNEED)
 		}
 	}
@@ -149,10 +154,11 @@ func containerMain(r Roots, place string) error {
 		return m.refuse(starter, err)
 	}
 	err = m.live(starter, attach)
-	<-starter.done
-	// The last one out takes bridge and rules down. The lock is given up first: this lingers.
 	m.lock.Close()
-	return errors.Join(err, m.networks.Settle(context.Background()))
+	// The last one out takes bridge and rules down. The lock is given up first: this lingers.
+	err = errors.Join(err, m.networks.Settle(context.Background()))
+	farewell()
+	return err
 }
 
 // startRequest reads what the starter asks for.
@@ -239,8 +245,15 @@ func (m *monitor) live(starter *link, attach *attachment) error {
 	if err != nil {
 		return m.refuse(starter, err)
 	}
-	defer os.RemoveAll(m.roots.dir(m.id))
-	defer srv.close()
+	defer func() {
+		srv.close()
+		os.RemoveAll(m.roots.dir(m.id))
+		m.lock.Close() // the container is others' now; what is left is talk
+		m.inFlight.Wait()
+		starter.finish()
+		srv.linger()
+		<-starter.done
+	}()
 	r, err := m.start(starter, attach)
 	if err != nil {
 		m.failed(err)

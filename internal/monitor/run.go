@@ -3,6 +3,7 @@ package monitor
 // One run of a container: from record to process, and its two streams.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -97,7 +98,7 @@ func (m *monitor) start(starter *link, attach *attachment) (_ *run, err error) {
 	}
 	r.copyOutput(m.rec.Config.Tty)
 	if starter != nil {
-		m.inFlight.Go(func() { m.converse(starter, r, attach) })
+		go m.converse(starter, r, attach)
 	}
 	m.announce(r)
 	return r, nil
@@ -128,13 +129,12 @@ func seccompOff(h *dcontainer.HostConfig) bool {
 	return err == nil && s.Seccomp == "unconfined"
 }
 
+// cgroupParent holds the groups of containers and steps.
+const cgroupParent = "keg"
+
 // cgroupPath is known without a state, so that remains of a dead monitor are found.
 func cgroupPath(r *container.Record) string {
-	parent := r.Host.CgroupParent
-	if parent == "" {
-		parent = "keg"
-	}
-	return filepath.Join(parent, r.ID)
+	return filepath.Join(cmp.Or(r.Host.CgroupParent, cgroupParent), r.ID)
 }
 
 // coded is an error with an exit status, as the engine looks for it.

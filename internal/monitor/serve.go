@@ -172,8 +172,6 @@ func (m *monitor) answer(l *link) {
 
 // dispatch performs one request and reports whether the connection goes on.
 func (m *monitor) dispatch(l *link, q *request) bool {
-	var err error
-	var v any = struct{}{}
 	switch q.Op {
 	case "attach":
 		if q.Attach == nil {
@@ -182,6 +180,13 @@ func (m *monitor) dispatch(l *link, q *request) bool {
 		return m.attach(l, q.Attach)
 	case "exec":
 		return m.exec(l, q)
+	}
+	// The answer is sent before the monitor ends.
+	m.inFlight.Add(1)
+	defer m.inFlight.Done()
+	var err error
+	var v any = struct{}{}
+	switch q.Op {
 	case "kill":
 		err = m.kill(q.Signal)
 	case "stop":

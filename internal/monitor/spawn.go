@@ -10,10 +10,13 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"keg/internal/sandbox/cgroup"
 )
 
 // Prepared is a monitor process that waits to be told its container. Starting it before the record
@@ -155,6 +158,17 @@ func startSelf(errlog, sock *os.File, args []string) (*os.Process, error) {
 	return os.StartProcess("/proc/self/exe", append([]string{Argv0}, args...), attr)
 }
 
+// monitorsDir is where monitors live on cgroup v2.
+const monitorsDir = "/sys/fs/cgroup/keg-monitors"
+
+// farewell takes away what monitors share and the last one needs no more.
+func farewell() {
+	cgroup.Tidy(cgroupParent)
+	if b, err := os.ReadFile("/proc/self/cgroup"); err == nil && string(b) == "0::/"+filepath.Base(monitorsDir)+"\n" {
+		cgroup.Leave(monitorsDir)
+	}
+}
+
 // monitorCgroup is the group in which monitors live, so that whoever started one may be
 // stopped with everything that is his. On v1 moving costs more than it gives.
 func monitorCgroup() *os.File {
@@ -162,13 +176,12 @@ func monitorCgroup() *os.File {
 	if unix.Statfs("/sys/fs/cgroup", &st) != nil || st.Type != unix.CGROUP2_SUPER_MAGIC {
 		return nil
 	}
-	const dir = "/sys/fs/cgroup/keg-monitors"
-	if os.Mkdir(dir, 0o755) != nil {
-		if _, err := os.Stat(dir); err != nil {
+	if os.Mkdir(monitorsDir, 0o755) != nil {
+		if _, err := os.Stat(monitorsDir); err != nil {
 			return nil
 		}
 	}
-	f, err := os.Open(dir)
+	f, err := os.Open(monitorsDir)
 	if err != nil {
 		return nil
 	}

@@ -6,9 +6,12 @@ package network
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -38,53 +41,79 @@ const (
 	sizeofNfgenmsg = 4
 )
 
-// A flow is what to forget.
+// A flow is what to forget: flows from an address, flows whose answers come from it, or flows
+// to a port of this host that were not translated, or to somebody else.
 type flow struct {
-	orig, reply []byte // tuples
-	origFlags   uint32
-	replyFlags  uint32
-	family      byte
+	family   byte
+	from     netip.Addr // source of the original direction
+	answerer netip.Addr // source of the answers
+	proto    byte
+	port     uint16 // destination of the original direction
 }
 
 // flowsOf are those from an address, and those translated to it.
 func flowsOf(a netip.Addr) []flow {
-	fam, typ := byte(unix.AF_INET), uint16(ctaIPv4Src)
-	if a.Is6() {
-		fam, typ = unix.AF_INET6, ctaIPv6Src
-	}
-	src := attr(ctaTupleIP|unix.NLA_F_NESTED, attr(typ, a.AsSlice()))
-	return []flow{
-		{family: fam, orig: src, origFlags: filterIPSrc},
-		{family: fam, reply: src, replyFlags: filterIPSrc},
-	}
+	fam := familyOf(a)
+	return []flow{{family: fam, from: a}, {family: fam, answerer: a}}
 }
 
-// flowsTo are those to a port of this host that were not translated, or to somebody else.
+// flowsTo are those to a published port.
 func flowsTo(p published) flow {
-	fam := byte(unix.AF_INET)
-	if p.HostIP.Is6() {
-		fam = unix.AF_INET6
-	}
-	tuple := attr(ctaTupleProto|unix.NLA_F_NESTED, join(
-		attr(ctaProtoNum, []byte{protoNumber(p.Proto)}),
-		attr(ctaProtoDstPort, []byte{byte(p.HostPort >> 8), byte(p.HostPort)})))
-	return flow{family: fam, orig: tuple, origFlags: filterProtoNum | filterProtoDst}
+	return flow{family: familyOf(p.HostIP), proto: protoNumber(p.Proto), port: p.HostPort}
 }
 
+func familyOf(a netip.Addr) byte {
+	if a.Is6() {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
+}
+
+// message asks the kernel (6.8 or newer) to forget the flow in one pass over its table.
 func (f flow) message() message {
 	body := []byte{f.family, unix.NFNETLINK_V0, 0, 0}
-	if f.orig != nil {
-		body = join(body, attr(ctaTupleOrig|unix.NLA_F_NESTED, f.orig))
+	var origFlags, replyFlags uint32
+	source := func(a netip.Addr) []byte {
+		typ := uint16(ctaIPv4Src)
+		if a.Is6() {
+			typ = ctaIPv6Src
+		}
+		return attr(ctaTupleIP|unix.NLA_F_NESTED, attr(typ, a.AsSlice()))
 	}
-	if f.reply != nil {
-		body = join(body, attr(ctaTupleReply|unix.NLA_F_NESTED, f.reply))
+	switch {
+	case f.from.IsValid():
+		origFlags = filterIPSrc
+		body = join(body, attr(ctaTupleOrig|unix.NLA_F_NESTED, source(f.from)))
+	case f.answerer.IsValid():
+		replyFlags = filterIPSrc
+		body = join(body, attr(ctaTupleReply|unix.NLA_F_NESTED, source(f.answerer)))
+	default:
+		origFlags = filterProtoNum | filterProtoDst
+		body = join(body, attr(ctaTupleOrig|unix.NLA_F_NESTED, attr(ctaTupleProto|unix.NLA_F_NESTED, join(
+			attr(ctaProtoNum, []byte{f.proto}),
+			attr(ctaProtoDstPort, []byte{byte(f.port >> 8), byte(f.port)})))))
 	}
 	flags := func(typ uint16, v uint32) []byte { return attr(typ, binary.NativeEndian.AppendUint32(nil, v)) }
 	return message{"forget connections", ctDelete, 0, join(body, attr(ctaFilter|unix.NLA_F_NESTED,
-		join(flags(ctaFilterOrig, f.origFlags), flags(ctaFilterReply, f.replyFlags))))}
+		join(flags(ctaFilterOrig, origFlags), flags(ctaFilterReply, replyFlags))))}
 }
 
-// forget removes flows from connection tracking; each is one pass over its table, in the kernel.
+// MatchConntrackFlow is for kernels that do not filter themselves.
+func (f flow) MatchConntrackFlow(c *netlink.ConntrackFlow) bool {
+	is := func(ip net.IP, a netip.Addr) bool {
+		b, ok := netip.AddrFromSlice(ip)
+		return ok && b.Unmap() == a.Unmap()
+	}
+	switch {
+	case f.from.IsValid():
+		return is(c.Forward.SrcIP, f.from)
+	case f.answerer.IsValid():
+		return is(c.Reverse.SrcIP, f.answerer)
+	}
+	return c.Forward.Protocol == f.proto && c.Forward.DstPort == f.port
+}
+
+// forget removes flows from connection tracking.
 func forget(flows ...flow) error {
 	if len(flows) == 0 {
 		return nil
@@ -97,8 +126,12 @@ func forget(flows ...flow) error {
 	defer func() { go n.close() }() // see firewall.close
 	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10})
 	for _, f := range flows {
-		if err := n.do(f.message()); err != nil {
-			return err
+		err := n.do(f.message())
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) { // before Linux 6.8
+			_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.InetFamily(f.family), f)
+		}
+		if err != nil {
+			return fmt.Errorf("forget connections: %w", err)
 		}
 	}
 	return nil

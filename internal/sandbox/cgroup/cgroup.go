@@ -172,25 +172,36 @@ func (h *Hierarchy) make(n int, unified bool) (reused bool, err error) {
 	case !errors.Is(err, unix.ENOENT):
 		return false, &fs.PathError{Op: "make cgroup", Path: h.Dir, Err: err}
 	}
+	// Another process may tidy a parent away between two steps: then once more.
+	for range 10 {
+		if err = h.descend(n, unified); !errors.Is(err, unix.ENOENT) {
+			break
+		}
+	}
+	return false, err
+}
+
+// descend makes the directories of the last n bytes of h's path, from the top down.
+func (h *Hierarchy) descend(n int, unified bool) error {
 	top := h.Dir[:len(h.Dir)-n]
 	at := top
 	for _, name := range strings.Split(strings.Trim(h.Dir[len(top):], "/"), "/") {
 		if err := h.prepare(at, unified); err != nil {
-			return false, err
+			return err
 		}
 		next := filepath.Join(at, name)
 		err := unix.Mkdir(next, 0o755)
 		if err != nil && !errors.Is(err, unix.EEXIST) {
-			return false, &fs.PathError{Op: "make cgroup", Path: next, Err: err}
+			return &fs.PathError{Op: "make cgroup", Path: next, Err: err}
 		}
 		if err == nil && next != h.Dir && h.has("cpuset") {
 			if err := inheritCpuset(at, next); err != nil {
-				return false, err
+				return err
 			}
 		}
 		at = next
 	}
-	return false, nil
+	return nil
 }
 
 // reuse accepts a group that nobody is in: the rest of a crash.
@@ -289,6 +300,26 @@ func (g *Group) Remove(ctx context.Context) error {
 		errs = append(errs, retry(ctx, func() error { return remove(h.Dir) }))
 	}
 	return errors.Join(errs...)
+}
+
+// Tidy removes the parent directory of groups, such as "keg", wherever it is empty by now.
+func Tidy(parent string) {
+	g, err := at(parent)
+	if err != nil {
+		return
+	}
+	for _, h := range g.hierarchies {
+		_ = unix.Rmdir(h.Dir) // EBUSY: there are others
+	}
+}
+
+// Leave takes this process to the top of the v2 hierarchy and removes dir, the group that it
+// was in, if nobody else is there.
+func Leave(dir string) {
+	top := filepath.Dir(dir)
+	if os.WriteFile(filepath.Join(top, "cgroup.procs"), []byte("0"), 0) == nil {
+		_ = unix.Rmdir(dir)
+	}
 }
 
 func remove(dir string) error {
