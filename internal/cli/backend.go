@@ -80,6 +80,13 @@ type images interface {
 	Login(ctx context.Context, registry string, c registry.Credentials) (string, error)
 	Logout(ctx context.Context, registry string) error
 	StoredCredentials(ctx context.Context, host string) (registry.Credentials, error)
+	ManifestList(list image.Reference) (*image.Index, error)
+	RemoteManifest(ctx context.Context, ref image.Reference) (image.Descriptor, []byte, error)
+	RemoteImages(ctx context.Context, ref image.Reference) ([]engine.RemoteImage, error)
+	CreateManifestList(ctx context.Context, list image.Reference, members []image.Reference, amend bool) error
+	AnnotateManifestList(ctx context.Context, list, member image.Reference, a engine.Annotation) error
+	PushManifestList(ctx context.Context, list image.Reference, purge bool) (digest.Digest, error)
+	RemoveManifestList(list image.Reference) error
 	ServeRegistry(ctx context.Context, addr, dir string, o registry.ServerOptions, ready func(addr string)) error
 }
 

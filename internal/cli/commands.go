@@ -21,6 +21,7 @@ func commands() []entry {
 		{name: "builder", short: "Manage builds", sub: builderCommands},
 		{name: "container", short: "Manage containers", sub: containerCommands},
 		{name: "image", short: "Manage images", sub: imageCommands},
+		{name: "manifest", short: "Manage image manifests and manifest lists", sub: manifestCommands},
 		{name: "network", short: "Manage networks", sub: networkCommands},
 		{name: "registry", short: "Serve a registry", sub: registryCommands},
 		{name: "serve", short: "Answer the Docker Engine API", make: newServe},
@@ -155,6 +156,7 @@ func builderCommands() []entry {
 
 func registryCommands() []entry {
 	return []entry{
+		{name: "check", short: "Check the configuration file of a registry", make: newRegistryCheck},
 		{name: "serve", short: "Serve an OCI registry", make: newRegistryServe},
 	}
 }
