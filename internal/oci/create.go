@@ -115,6 +115,9 @@ func (c *container) begin(ctx context.Context, l Launch, detached bool) (_ *sand
 	}
 	defer closeAll(files)
 	spec := *c.rec.Spec
+	if err := c.checkControllers(); err != nil {
+		return nil, err
+	}
 	hooks := hooksOf(&spec)
 	o := sandbox.Options{Root: -1, NetNS: -1, Stdio: l.Stdio, Cgroup: c.rec.Cgroup, Files: files, Go: door, Outlive: detached}
 	o.Recorded = func(pid int, at uint64) error {

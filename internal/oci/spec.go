@@ -243,6 +243,27 @@ func expandSlice(s string) (string, error) {
 	return out, nil
 }
 
+// checkControllers refuses marks for packets where nothing would mark them: unlike a limit that cannot be
+// had, nobody would see it (runtime-spec config.md "Valid values").
+func (c *container) checkControllers() error {
+	r := c.rec.Spec.Linux.Resources
+	if r == nil || r.Network == nil || r.Network.ClassID == nil && len(r.Network.Priorities) == 0 {
+		return nil
+	}
+	g, err := c.group()
+	if err != nil {
+		return err
+	}
+	for _, h := range g.Hierarchies() {
+		for _, name := range h.Controllers {
+			if name == "net_cls" || name == "net_prio" {
+				return nil
+			}
+		}
+	}
+	return fault.Unsupportedf("the spec marks packets (linux.resources.network), but this host has no net_cls and net_prio controllers")
+}
+
 // Template is what "spec" writes: runc's, word for word where a word matters.
 func Template() *specs.Spec {
 	caps := []string{"CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"}

@@ -62,7 +62,7 @@ func (s *start) decide() error {
 	}
 	l.hold = o.Hold || o.Go != nil
 	// A terminal would be lost with the older devpts.
-	l.ordered = o.Go != nil && !l.tty && !s.box.inUserNS() && linux.KernelAtLeast(6, 8)
+	l.ordered = o.Go != nil && !l.tty && linux.KernelAtLeast(6, 8)
 	l.hooks = o.Hooks != nil
 	l.closeFirst = len(o.Private)
 	if l.ns.own[unix.CLONE_NEWUTS] {
