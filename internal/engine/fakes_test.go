@@ -396,6 +396,7 @@ type fakeLive struct {
 	exit   chan struct{}
 	code   int
 	calls  []string
+	refuse error         // of what changes a running container
 	linger time.Duration // between the exit and the end of cleaning up
 }
 
@@ -546,11 +547,13 @@ func (l *fakeLive) ResizeExec(_ context.Context, id string, rows, cols uint16) e
 func (l *fakeLive) Info(context.Context) (monitor.Info, error) {
 	return monitor.Info{Execs: []monitor.ExecInfo{{ID: "x", Pid: 7, Running: true}}}, nil
 }
-func (l *fakeLive) Update(context.Context) error  { return l.set("update") }
-func (l *fakeLive) Renamed(context.Context) error { return l.set("renamed") }
+func (l *fakeLive) change(what string) error { l.called(what); return l.refuse }
+
+func (l *fakeLive) Update(context.Context) error  { return l.change("update") }
+func (l *fakeLive) Renamed(context.Context) error { return l.change("renamed") }
 func (l *fakeLive) Connect(_ context.Context, e net.Endpoint) (*network.EndpointSettings, error) {
-	return &e.Settings, l.set("connect " + e.Network)
+	return &e.Settings, l.change("connect " + e.Network)
 }
 func (l *fakeLive) Disconnect(_ context.Context, name string) error {
-	return l.set("disconnect " + name)
+	return l.change("disconnect " + name)
 }
