@@ -56,6 +56,10 @@ type containers interface {
 	CopyIn(ctx context.Context, src, ref, dst string, o engine.CopyOptions) (engine.Copied, error)
 	CopyFrom(ctx context.Context, ref, src string, follow bool, w io.Writer) (container.PathStat, error)
 	CopyTo(ctx context.Context, ref, dst string, tar io.Reader, o engine.CopyOptions) error
+	Top(ctx context.Context, ref string, options []string) (container.TopResponse, error)
+	Stats(ctx context.Context, ref string) (container.StatsResponse, error)
+	Update(ctx context.Context, ref string, u container.UpdateConfig) error
+	StartBoot(ctx context.Context, started func(engine.Booted)) error
 	Logs(ctx context.Context, ref string, o ctr.LogOptions, yield func(ctr.LogEntry) error) error
 }
 
@@ -83,6 +87,10 @@ type volumes interface {
 	Volumes(context.Context, engine.Filter) ([]volume.Volume, error)
 	InspectVolume(ctx context.Context, name string) (volume.Volume, error)
 	RemoveVolume(ctx context.Context, name string, force bool) error
+	CloneVolume(ctx context.Context, from, to string) (volume.Volume, error)
+	RenameVolume(ctx context.Context, from, to string) error
+	ExportVolume(ctx context.Context, name string, w io.Writer) error
+	ImportVolume(ctx context.Context, name string, r io.Reader) error
 }
 
 type networks interface {
@@ -90,11 +98,16 @@ type networks interface {
 	Networks(context.Context, engine.Filter) ([]network.Inspect, error)
 	InspectNetwork(ctx context.Context, name string) (network.Inspect, error)
 	RemoveNetwork(ctx context.Context, name string) error
+	ConnectNetwork(ctx context.Context, name, ref string, s network.EndpointSettings) error
+	DisconnectNetwork(ctx context.Context, name, ref string, force bool) error
+	ReloadNetworks(ctx context.Context) error
 }
 
 type whole interface {
 	Prune(context.Context, engine.PruneOptions) (engine.Pruned, error)
 	DiskUsage(context.Context) ([]engine.Usage, error)
+	DiskDetail(context.Context) (engine.DiskDetail, error)
+	Why(ctx context.Context, ref string) ([]engine.Reason, error)
 	Info(context.Context) (engine.Info, error)
 	Check(ctx context.Context, repair bool, found func(engine.Problem)) error
 	Events(ctx context.Context, since, until time.Time, follow bool, f engine.Filter, yield func(event.Message) error) error

@@ -39,17 +39,23 @@ func commands() []entry {
 		{name: "kill", short: "Kill one or more running containers", make: newKill},
 		{name: "load", short: "Load an image from a tar archive or STDIN", make: newLoad},
 		{name: "logs", short: "Fetch the logs of a container", make: newLogs},
+		{name: "oci", short: "Run bundles: an OCI runtime with runc's command line", make: newOCI},
 		{name: "pause", short: "Pause all processes within one or more containers", make: newPause},
+		{name: "port", short: "List port mappings or a specific mapping for the container", make: newPort},
 		{name: "rename", short: "Rename a container", make: newRename},
 		{name: "restart", short: "Restart one or more containers", make: newRestart},
 		{name: "rm", short: "Remove one or more containers", make: newRm},
 		{name: "rmi", short: "Remove one or more images", make: newRmi},
 		{name: "save", short: "Save one or more images to a tar archive (streamed to STDOUT by default)", make: newSave},
 		{name: "start", short: "Start one or more stopped containers", make: newStart},
+		{name: "stats", short: "Display a live stream of container(s) resource usage statistics", make: newStats},
 		{name: "stop", short: "Stop one or more running containers", make: newStop},
 		{name: "tag", short: "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE", make: newTag},
+		{name: "top", short: "Display the running processes of a container", make: newTop},
 		{name: "unpause", short: "Unpause all processes within one or more containers", make: newUnpause},
+		{name: "update", short: "Update configuration of one or more containers", make: newUpdate},
 		{name: "wait", short: "Block until one or more containers stop, then print their exit codes", make: newWait},
+		{name: "why", short: "Tell who refers to an object and what would free it", make: newWhy},
 	}
 }
 
@@ -67,14 +73,18 @@ func containerCommands() []entry {
 		{name: "logs", short: "Fetch the logs of a container", make: newLogs},
 		{name: "ls", short: "List containers", make: newPs},
 		{name: "pause", short: "Pause all processes within one or more containers", make: newPause},
+		{name: "port", short: "List port mappings or a specific mapping for the container", make: newPort},
 		{name: "prune", short: "Remove all stopped containers", make: newContainerPrune},
 		{name: "rename", short: "Rename a container", make: newRename},
 		{name: "restart", short: "Restart one or more containers", make: newRestart},
 		{name: "rm", short: "Remove one or more containers", make: newRm},
 		{name: "run", short: "Create and run a new container from an image", make: newRun},
 		{name: "start", short: "Start one or more stopped containers", make: newStart},
+		{name: "stats", short: "Display a live stream of container(s) resource usage statistics", make: newStats},
 		{name: "stop", short: "Stop one or more running containers", make: newStop},
+		{name: "top", short: "Display the running processes of a container", make: newTop},
 		{name: "unpause", short: "Unpause all processes within one or more containers", make: newUnpause},
+		{name: "update", short: "Update configuration of one or more containers", make: newUpdate},
 		{name: "wait", short: "Block until one or more containers stop, then print their exit codes", make: newWait},
 	}
 }
@@ -98,20 +108,27 @@ func imageCommands() []entry {
 
 func volumeCommands() []entry {
 	return []entry{
+		{name: "clone", short: "Copy a volume under a new name", make: newVolumeClone},
 		{name: "create", short: "Create a volume", make: newVolumeCreate},
+		{name: "export", short: "Write the files of a volume as a tar archive", make: newVolumeExport},
+		{name: "import", short: "Unpack a tar archive into a volume", make: newVolumeImport},
 		{name: "inspect", short: "Display detailed information on one or more volumes", make: newVolumeInspect},
 		{name: "ls", short: "List volumes", make: newVolumeLs},
 		{name: "prune", short: "Remove unused local volumes", make: newVolumePrune},
+		{name: "rename", short: "Rename a volume that no container refers to", make: newVolumeRename},
 		{name: "rm", short: "Remove one or more volumes", make: newVolumeRm},
 	}
 }
 
 func networkCommands() []entry {
 	return []entry{
+		{name: "connect", short: "Connect a container to a network", make: newNetworkConnect},
 		{name: "create", short: "Create a network", make: newNetworkCreate},
+		{name: "disconnect", short: "Disconnect a container from a network", make: newNetworkDisconnect},
 		{name: "inspect", short: "Display detailed information on one or more networks", make: newNetworkInspect},
 		{name: "ls", short: "List networks", make: newNetworkLs},
 		{name: "prune", short: "Remove all unused networks", make: newNetworkPrune},
+		{name: "reload", short: "Write the firewall's rules again", make: newNetworkReload},
 		{name: "rm", short: "Remove one or more networks", make: newNetworkRm},
 	}
 }
@@ -122,6 +139,7 @@ func systemCommands() []entry {
 		{name: "df", short: "Show disk usage", make: newDf},
 		{name: "events", short: "Show what happens, as it happens", make: newEvents},
 		{name: "info", short: "Display system-wide information", make: newInfo},
+		{name: "install", short: "Install a systemd unit that starts containers after a boot", make: newSystemInstall},
 		{name: "prune", short: "Remove unused data", make: newSystemPrune},
 	}
 }
@@ -152,7 +170,8 @@ func longForm(short string) (group, name string) {
 		return "image", short
 	case "events", "info":
 		return "system", short
-	case "attach", "commit", "cp", "create", "diff", "exec", "export", "kill", "logs", "pause", "rename", "restart", "rm", "run", "start", "stop", "unpause", "wait":
+	case "attach", "commit", "cp", "create", "diff", "exec", "export", "kill", "logs", "pause", "port", "rename", "restart",
+		"rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait":
 		return "container", short
 	}
 	return "", ""

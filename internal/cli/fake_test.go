@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net/netip"
 	"strings"
@@ -74,6 +75,15 @@ type fake struct {
 	pruneOpt   engine.PruneOptions
 	pruned     engine.Pruned
 	usage      []engine.Usage
+	cache      []engine.CacheUse
+	top        container.TopResponse
+	samples    []container.StatsResponse // one a call
+	update     container.UpdateConfig
+	booted     []engine.Booted
+	endpoint   network.EndpointSettings
+	forced     bool
+	reasons    map[string][]engine.Reason
+	archive    string // what volume export writes and import reads
 	info       engine.Info
 	messages   []event.Message
 	problems   []engine.Problem
@@ -374,7 +384,10 @@ func (f *fake) Prune(_ context.Context, o engine.PruneOptions) (engine.Pruned, e
 	return f.pruned, f.err
 }
 func (f *fake) DiskUsage(context.Context) ([]engine.Usage, error) { return f.usage, f.err }
-func (f *fake) Info(context.Context) (engine.Info, error)         { return f.info, f.err }
+func (f *fake) DiskDetail(context.Context) (engine.DiskDetail, error) {
+	return engine.DiskDetail{Images: f.images, Containers: f.containers, Volumes: f.volumes, BuildCache: f.cache}, f.err
+}
+func (f *fake) Info(context.Context) (engine.Info, error) { return f.info, f.err }
 
 func (f *fake) Check(_ context.Context, repair bool, found func(engine.Problem)) error {
 	for _, p := range f.problems {
@@ -436,3 +449,67 @@ func kegNow(t *testing.T, f *fake, now time.Time, args ...string) result {
 }
 
 func mustAddr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+func (f *fake) Top(_ context.Context, ref string, options []string) (container.TopResponse, error) {
+	return f.top, f.say(append([]string{"top"}, append(options, ref)...)...)
+}
+
+func (f *fake) Stats(_ context.Context, ref string) (container.StatsResponse, error) {
+	err := f.say("stats", ref)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.samples[0]
+	if len(f.samples) > 1 {
+		f.samples = f.samples[1:]
+	}
+	return s, err
+}
+
+func (f *fake) Update(_ context.Context, ref string, u container.UpdateConfig) error {
+	f.set(func() { f.update = u })
+	return f.say("update", ref)
+}
+
+func (f *fake) StartBoot(_ context.Context, started func(engine.Booted)) error {
+	for _, b := range f.booted {
+		started(b)
+	}
+	return f.err
+}
+
+func (f *fake) ConnectNetwork(_ context.Context, name, ref string, s network.EndpointSettings) error {
+	f.endpoint = s
+	return f.say("connect", name, ref)
+}
+
+func (f *fake) DisconnectNetwork(_ context.Context, name, ref string, force bool) error {
+	f.forced = force
+	return f.say("disconnect", name, ref)
+}
+func (f *fake) ReloadNetworks(context.Context) error { return f.say("reload") }
+
+func (f *fake) CloneVolume(_ context.Context, from, to string) (volume.Volume, error) {
+	return volume.Volume{Name: to}, f.say("clone", from, to)
+}
+func (f *fake) RenameVolume(_ context.Context, from, to string) error {
+	return f.say("rename volume", from, to)
+}
+
+func (f *fake) ExportVolume(_ context.Context, name string, w io.Writer) error {
+	io.WriteString(w, f.archive)
+	return f.say("export", name)
+}
+
+func (f *fake) ImportVolume(_ context.Context, name string, r io.Reader) error {
+	b, err := io.ReadAll(r)
+	f.archive = string(b)
+	return errors.Join(err, f.say("import", name))
+}
+
+func (f *fake) Why(_ context.Context, ref string) ([]engine.Reason, error) {
+	rs, ok := f.reasons[ref]
+	if !ok {
+		return nil, fault.NotFoundf("No such object: %s", ref)
+	}
+	return rs, nil
+}

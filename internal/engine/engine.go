@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/moby/moby/api/types/network"
 	"github.com/opencontainers/go-digest"
 
 	ctr "keg/internal/container"
@@ -88,6 +89,10 @@ type live interface {
 	Pause(ctx context.Context) error
 	Unpause(ctx context.Context) error
 	Root(ctx context.Context) (*os.File, error)
+	Update(ctx context.Context) error
+	Renamed(ctx context.Context) error
+	Connect(ctx context.Context, e net.Endpoint) (*network.EndpointSettings, error)
+	Disconnect(ctx context.Context, name string) error
 	Close() error
 }
 

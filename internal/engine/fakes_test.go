@@ -19,11 +19,13 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/moby/moby/api/types/network"
 	"github.com/opencontainers/go-digest"
 
 	"keg/internal/fault"
 	"keg/internal/image"
 	"keg/internal/monitor"
+	net "keg/internal/network"
 	"keg/internal/registry"
 )
 
@@ -529,4 +531,13 @@ func (l *fakeLive) Unpause(context.Context) error { return l.set("unpause") }
 func (l *fakeLive) Close() error                  { return nil }
 func (l *fakeLive) Root(context.Context) (*os.File, error) {
 	return nil, notRunning(l.id)
+}
+
+func (l *fakeLive) Update(context.Context) error  { return l.set("update") }
+func (l *fakeLive) Renamed(context.Context) error { return l.set("renamed") }
+func (l *fakeLive) Connect(_ context.Context, e net.Endpoint) (*network.EndpointSettings, error) {
+	return &e.Settings, l.set("connect " + e.Network)
+}
+func (l *fakeLive) Disconnect(_ context.Context, name string) error {
+	return l.set("disconnect " + name)
 }
