@@ -23,6 +23,7 @@ func commands() []entry {
 		{name: "image", short: "Manage images", sub: imageCommands},
 		{name: "network", short: "Manage networks", sub: networkCommands},
 		{name: "registry", short: "Serve a registry", sub: registryCommands},
+		{name: "serve", short: "Answer the Docker Engine API", make: newServe},
 		{name: "system", short: "Manage the engine", sub: systemCommands},
 		{name: "volume", short: "Manage volumes", sub: volumeCommands},
 

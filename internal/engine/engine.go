@@ -84,6 +84,10 @@ type live interface {
 	Attach(ctx context.Context, s monitor.Stdio) (monitor.Exit, error)
 	Wait(ctx context.Context) (monitor.Exit, error)
 	Exec(ctx context.Context, r monitor.ExecRequest, s monitor.Stdio) (monitor.Exit, error)
+	StartExec(ctx context.Context, r monitor.ExecRequest, s monitor.Stdio) error
+	Resize(ctx context.Context, rows, cols uint16) error
+	ResizeExec(ctx context.Context, id string, rows, cols uint16) error
+	Info(ctx context.Context) (monitor.Info, error)
 	Kill(ctx context.Context, sig int) error
 	Stop(ctx context.Context, sig, timeout int) error
 	Pause(ctx context.Context) error

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"os"
@@ -533,6 +534,18 @@ func (l *fakeLive) Root(context.Context) (*os.File, error) {
 	return nil, notRunning(l.id)
 }
 
+func (l *fakeLive) StartExec(context.Context, monitor.ExecRequest, monitor.Stdio) error {
+	return l.set("exec")
+}
+func (l *fakeLive) Resize(_ context.Context, rows, cols uint16) error {
+	return l.set(fmt.Sprintf("resize %dx%d", cols, rows))
+}
+func (l *fakeLive) ResizeExec(_ context.Context, id string, rows, cols uint16) error {
+	return l.set(fmt.Sprintf("resize %s %dx%d", id, cols, rows))
+}
+func (l *fakeLive) Info(context.Context) (monitor.Info, error) {
+	return monitor.Info{Execs: []monitor.ExecInfo{{ID: "x", Pid: 7, Running: true}}}, nil
+}
 func (l *fakeLive) Update(context.Context) error  { return l.set("update") }
 func (l *fakeLive) Renamed(context.Context) error { return l.set("renamed") }
 func (l *fakeLive) Connect(_ context.Context, e net.Endpoint) (*network.EndpointSettings, error) {
