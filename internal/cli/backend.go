@@ -11,6 +11,7 @@ import (
 	dimage "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/volume"
+	"github.com/opencontainers/go-digest"
 
 	"keg/internal/builder"
 	ctr "keg/internal/container"
@@ -48,6 +49,13 @@ type containers interface {
 	Wait(ctx context.Context, ref string, c container.WaitCondition) (int, error)
 	Containers(context.Context, engine.ListOptions) ([]container.Summary, error)
 	Inspect(ctx context.Context, ref string, size bool) (container.InspectResponse, error)
+	Commit(ctx context.Context, ref string, o engine.CommitOptions) (digest.Digest, error)
+	Export(ctx context.Context, ref string, w io.Writer) error
+	Diff(ctx context.Context, ref string) ([]engine.Change, error)
+	CopyOut(ctx context.Context, ref, src, dst string, o engine.CopyOptions) (engine.Copied, error)
+	CopyIn(ctx context.Context, src, ref, dst string, o engine.CopyOptions) (engine.Copied, error)
+	CopyFrom(ctx context.Context, ref, src string, follow bool, w io.Writer) (container.PathStat, error)
+	CopyTo(ctx context.Context, ref, dst string, tar io.Reader, o engine.CopyOptions) error
 	Top(ctx context.Context, ref string, options []string) (container.TopResponse, error)
 	Stats(ctx context.Context, ref string) (container.StatsResponse, error)
 	Update(ctx context.Context, ref string, u container.UpdateConfig) error
@@ -57,10 +65,14 @@ type containers interface {
 
 type images interface {
 	Pull(ctx context.Context, ref image.Reference, o engine.PullOptions) (engine.Pulled, error)
+	PullAll(ctx context.Context, repo image.Reference, o engine.PullOptions) ([]engine.Pulled, error)
 	Push(ctx context.Context, ref image.Reference, progress func(engine.PullEvent)) (image.Descriptor, error)
 	Images(context.Context, engine.ImageListOptions) ([]dimage.Summary, error)
 	InspectImage(ctx context.Context, ref string) (dimage.InspectResponse, error)
 	History(ctx context.Context, ref string) ([]dimage.HistoryResponseItem, error)
+	Save(ctx context.Context, names []string, w io.Writer, o engine.SaveOptions) error
+	Load(ctx context.Context, r io.Reader, o engine.LoadOptions) ([]engine.Loaded, error)
+	Import(ctx context.Context, tar io.Reader, o engine.ImportOptions) (digest.Digest, error)
 	Tag(ctx context.Context, source, target string) error
 	RemoveImage(ctx context.Context, ref string, force bool) ([]dimage.DeleteResponse, error)
 	Build(ctx context.Context, o builder.Options, progress func(builder.Event)) (*builder.Result, error)

@@ -23,22 +23,31 @@ func commands() []entry {
 		{name: "image", short: "Manage images", sub: imageCommands},
 		{name: "network", short: "Manage networks", sub: networkCommands},
 		{name: "registry", short: "Serve a registry", sub: registryCommands},
+		{name: "serve", short: "Answer the Docker Engine API", make: newServe},
 		{name: "system", short: "Manage the engine", sub: systemCommands},
 		{name: "volume", short: "Manage volumes", sub: volumeCommands},
 
 		{name: "attach", short: "Attach local standard input, output, and error streams to a running container", make: newAttach},
+		{name: "commit", short: "Create a new image from a container's changes", make: newCommit},
+		{name: "cp", short: "Copy files/folders between a container and the local filesystem", make: newCp},
 		{name: "create", short: "Create a new container", make: newCreate},
+		{name: "diff", short: "Inspect changes to files or directories on a container's filesystem", make: newDiff},
 		{name: "events", short: "Show what happens, as it happens", make: newEvents},
+		{name: "export", short: "Export a container's filesystem as a tar archive", make: newExport},
 		{name: "history", short: "Show the history of an image", make: newHistory},
+		{name: "import", short: "Import the contents from a tarball to create a filesystem image", make: newImport},
 		{name: "inspect", short: "Return low-level information on containers, images, volumes and networks", make: newInspect},
 		{name: "kill", short: "Kill one or more running containers", make: newKill},
+		{name: "load", short: "Load an image from a tar archive or STDIN", make: newLoad},
 		{name: "logs", short: "Fetch the logs of a container", make: newLogs},
+		{name: "oci", short: "Run bundles: an OCI runtime with runc's command line", make: newOCI},
 		{name: "pause", short: "Pause all processes within one or more containers", make: newPause},
 		{name: "port", short: "List port mappings or a specific mapping for the container", make: newPort},
 		{name: "rename", short: "Rename a container", make: newRename},
 		{name: "restart", short: "Restart one or more containers", make: newRestart},
 		{name: "rm", short: "Remove one or more containers", make: newRm},
 		{name: "rmi", short: "Remove one or more images", make: newRmi},
+		{name: "save", short: "Save one or more images to a tar archive (streamed to STDOUT by default)", make: newSave},
 		{name: "start", short: "Start one or more stopped containers", make: newStart},
 		{name: "stats", short: "Display a live stream of container(s) resource usage statistics", make: newStats},
 		{name: "stop", short: "Stop one or more running containers", make: newStop},
@@ -54,8 +63,12 @@ func commands() []entry {
 func containerCommands() []entry {
 	return []entry{
 		{name: "attach", short: "Attach local standard input, output, and error streams to a running container", make: newAttach},
+		{name: "commit", short: "Create a new image from a container's changes", make: newCommit},
+		{name: "cp", short: "Copy files/folders between a container and the local filesystem", make: newCp},
 		{name: "create", short: "Create a new container", make: newCreate},
+		{name: "diff", short: "Inspect changes to files or directories on a container's filesystem", make: newDiff},
 		{name: "exec", short: "Execute a command in a running container", make: newExec},
+		{name: "export", short: "Export a container's filesystem as a tar archive", make: newExport},
 		{name: "inspect", short: "Display detailed information on one or more containers", make: newContainerInspect},
 		{name: "kill", short: "Kill one or more running containers", make: newKill},
 		{name: "logs", short: "Fetch the logs of a container", make: newLogs},
@@ -81,12 +94,15 @@ func imageCommands() []entry {
 	return []entry{
 		{name: "build", short: "Build an image from a Dockerfile", make: newBuild},
 		{name: "history", short: "Show the history of an image", make: newHistory},
+		{name: "import", short: "Import the contents from a tarball to create a filesystem image", make: newImport},
 		{name: "inspect", short: "Display detailed information on one or more images", make: newImageInspect},
+		{name: "load", short: "Load an image from a tar archive or STDIN", make: newLoad},
 		{name: "ls", short: "List images", make: newImages},
 		{name: "prune", short: "Remove unused images", make: newImagePrune},
 		{name: "pull", short: "Download an image from a registry", make: newPull},
 		{name: "push", short: "Upload an image to a registry", make: newPush},
 		{name: "rm", short: "Remove one or more images", make: newRmi},
+		{name: "save", short: "Save one or more images to a tar archive (streamed to STDOUT by default)", make: newSave},
 		{name: "tag", short: "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE", make: newTag},
 	}
 }
@@ -151,12 +167,12 @@ func longForm(short string) (group, name string) {
 		return "image", "ls"
 	case "rmi":
 		return "image", "rm"
-	case "build", "history", "pull", "push", "tag":
+	case "build", "history", "import", "load", "pull", "push", "save", "tag":
 		return "image", short
 	case "events", "info":
 		return "system", short
-	case "attach", "create", "exec", "kill", "logs", "pause", "port", "rename", "restart", "rm",
-		"run", "start", "stats", "stop", "top", "unpause", "update", "wait":
+	case "attach", "commit", "cp", "create", "diff", "exec", "export", "kill", "logs", "pause", "port", "rename", "restart",
+		"rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait":
 		return "container", short
 	}
 	return "", ""

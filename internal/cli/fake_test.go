@@ -15,6 +15,7 @@ import (
 	dimage "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/volume"
+	"github.com/opencontainers/go-digest"
 
 	"keg/internal/builder"
 	ctr "keg/internal/container"
@@ -86,6 +87,79 @@ type fake struct {
 	info       engine.Info
 	messages   []event.Message
 	problems   []engine.Problem
+
+	saved     engine.SaveOptions
+	load      engine.LoadOptions
+	loaded    []engine.Loaded
+	importOpt engine.ImportOptions
+	commit    engine.CommitOptions
+	copy      engine.CopyOptions
+	changes   []engine.Change
+	id        digest.Digest
+	got       string // what a command gave to read
+}
+
+func (f *fake) read(r io.Reader) {
+	b, _ := io.ReadAll(r)
+	f.got = string(b)
+}
+
+func (f *fake) Save(_ context.Context, names []string, w io.Writer, o engine.SaveOptions) error {
+	f.saved = o
+	io.WriteString(w, f.out)
+	return f.say(append([]string{"save"}, names...)...)
+}
+
+func (f *fake) Load(_ context.Context, r io.Reader, o engine.LoadOptions) ([]engine.Loaded, error) {
+	f.load = o
+	f.read(r)
+	return f.loaded, f.say("load")
+}
+
+func (f *fake) Import(_ context.Context, r io.Reader, o engine.ImportOptions) (digest.Digest, error) {
+	f.importOpt = o
+	f.read(r)
+	return f.id, f.say("import", o.Repository)
+}
+
+func (f *fake) Export(_ context.Context, ref string, w io.Writer) error {
+	io.WriteString(w, f.out)
+	return f.say("export", ref)
+}
+
+func (f *fake) Commit(_ context.Context, ref string, o engine.CommitOptions) (digest.Digest, error) {
+	f.commit = o
+	return f.id, f.say("commit", ref)
+}
+
+func (f *fake) Diff(_ context.Context, ref string) ([]engine.Change, error) {
+	return f.changes, f.say("diff", ref)
+}
+
+func (f *fake) CopyOut(_ context.Context, ref, src, dst string, o engine.CopyOptions) (engine.Copied, error) {
+	f.copy = o
+	return engine.Copied{Bytes: 2048, To: dst}, f.say("out", ref, src, dst)
+}
+
+func (f *fake) CopyIn(_ context.Context, src, ref, dst string, o engine.CopyOptions) (engine.Copied, error) {
+	f.copy = o
+	return engine.Copied{Bytes: 2048, To: ref + ":" + dst}, f.say("in", src, ref, dst)
+}
+
+func (f *fake) CopyFrom(_ context.Context, ref, src string, _ bool, w io.Writer) (container.PathStat, error) {
+	io.WriteString(w, f.out)
+	return container.PathStat{}, f.say("from", ref, src)
+}
+
+func (f *fake) CopyTo(_ context.Context, ref, dst string, r io.Reader, o engine.CopyOptions) error {
+	f.copy = o
+	f.read(r)
+	return f.say("to", ref, dst)
+}
+
+func (f *fake) PullAll(_ context.Context, repo image.Reference, o engine.PullOptions) ([]engine.Pulled, error) {
+	f.pull = o
+	return nil, f.say("pull all", repo.Name())
 }
 
 // set is for what commands do to several objects at once.

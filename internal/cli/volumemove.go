@@ -69,35 +69,6 @@ func newVolumeExport(a *app) *cobra.Command {
 	return c
 }
 
-// toFile writes a file that appears when it is whole.
-func toFile(name string, write func(io.Writer) error) error {
-	if fi, err := os.Stat(name); err == nil && !fi.Mode().IsRegular() {
-		f, err := os.OpenFile(name, os.O_WRONLY, 0)
-		if err != nil {
-			return failf("%v", err)
-		}
-		defer f.Close()
-		return write(f) // a device or pipe: there is nothing to rename
-	}
-	tmp := name + ".part"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return failf("%v", err)
-	}
-	defer os.Remove(tmp)
-	if err := write(f); err != nil {
-		f.Close()
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return failf("%v", err)
-	}
-	if err := os.Rename(tmp, name); err != nil {
-		return failf("%v", err)
-	}
-	return nil
-}
-
 func newVolumeImport(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "import VOLUME [FILE|-]",
