@@ -163,6 +163,7 @@ Build Cache     5         0         1kB       1kB
 	f.containers = []container.Summary{{ID: "c1", Names: []string{"/web"}, SizeRw: 5, SizeRootFs: 10, Created: fixedNow.Add(-time.Hour).Unix()}}
 	f.images = []dimage.Summary{{ID: "sha256:i1", RepoTags: []string{"x:1"}, Size: 7, SharedSize: 2, Containers: 1, Created: fixedNow.Add(-2 * time.Hour).Unix()}}
 	f.volumes = []volume.Volume{{Name: "v", UsageData: &volume.UsageData{RefCount: 1, Size: 9}}}
+	f.cacheUse = []engine.CacheUse{{ID: "0123456789abcdef", Type: "regular", Size: 1000, Created: fixedNow.Add(-time.Hour), Used: fixedNow.Add(-time.Minute), Uses: 2, Shared: true}}
 	keg(t, f, "system", "df", "-v").want(t, 0, `Images space usage:
 
 REPOSITORY   TAG       IMAGE ID   CREATED       SIZE      SHARED SIZE   UNIQUE SIZE   CONTAINERS
@@ -179,7 +180,11 @@ VOLUME NAME   LINKS     SIZE
 v             1         9B
 
 Build cache usage: 1kB
+
+CACHE ID       CACHE TYPE   SIZE      CREATED             LAST USED            USAGE     SHARED
+0123456789ab   regular      1kB       About an hour ago   About a minute ago   2         true
 `, "")
+	keg(t, f, "system", "df", "-v", "--format", "{{range .BuildCache}}{{.ID}} {{.InUse}}{{end}}").want(t, 0, "0123456789abcdef false\n", "")
 }
 
 func TestInfoAndVersion(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/moby/moby/api/types/network"
 	"github.com/opencontainers/go-digest"
 
 	ctr "keg/internal/container"
@@ -52,6 +53,7 @@ type Engine struct {
 type remote interface {
 	Resolve(ctx context.Context, ref image.Reference) (image.Descriptor, error)
 	Manifest(ctx context.Context, ref image.Reference, d image.Descriptor) ([]byte, error)
+	Tags(ctx context.Context, ref image.Reference) ([]string, error)
 	Blob(ctx context.Context, ref image.Reference, d image.Descriptor, offset int64) (io.ReadCloser, int64, error)
 	HasBlob(ctx context.Context, ref image.Reference, d digest.Digest) (bool, error)
 	MountBlob(ctx context.Context, ref image.Reference, d digest.Digest, from string) (bool, error)
@@ -64,10 +66,19 @@ type remote interface {
 
 // monitors start, reach and clean up after the processes that own running containers.
 type monitors interface {
+	// Prepare starts a monitor before it is known for what; nil when that fails, which the
+	// Spawn that follows will explain.
+	Prepare() spare
 	Spawn(ctx context.Context, id string, attach *monitor.Stdio) (live, error)
 	Dial(ctx context.Context, id string) (live, error)
 	Reap(ctx context.Context, id string) error
 	ReapAll(ctx context.Context) error
+}
+
+// spare is a monitor that waits to be told its container.
+type spare interface {
+	Spawn(ctx context.Context, id string, attach *monitor.Stdio) (live, error)
+	Close() error
 }
 
 // live is a running container, as its monitor answers.
@@ -75,10 +86,19 @@ type live interface {
 	Attach(ctx context.Context, s monitor.Stdio) (monitor.Exit, error)
 	Wait(ctx context.Context) (monitor.Exit, error)
 	Exec(ctx context.Context, r monitor.ExecRequest, s monitor.Stdio) (monitor.Exit, error)
+	StartExec(ctx context.Context, r monitor.ExecRequest, s monitor.Stdio) error
+	Resize(ctx context.Context, rows, cols uint16) error
+	ResizeExec(ctx context.Context, id string, rows, cols uint16) error
+	Info(ctx context.Context) (monitor.Info, error)
 	Kill(ctx context.Context, sig int) error
 	Stop(ctx context.Context, sig, timeout int) error
 	Pause(ctx context.Context) error
 	Unpause(ctx context.Context) error
+	Root(ctx context.Context) (*os.File, error)
+	Update(ctx context.Context) error
+	Renamed(ctx context.Context) error
+	Connect(ctx context.Context, e net.Endpoint) (*network.EndpointSettings, error)
+	Disconnect(ctx context.Context, name string) error
 	Close() error
 }
 
@@ -87,6 +107,25 @@ type ourMonitors struct{ r monitor.Roots }
 
 func (m ourMonitors) Spawn(ctx context.Context, id string, attach *monitor.Stdio) (live, error) {
 	c, err := monitor.Spawn(ctx, m.r, id, attach)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (m ourMonitors) Prepare() spare {
+	p, err := monitor.Prepare(m.r)
+	if err != nil {
+		return nil
+	}
+	return ourSpare{p}
+}
+
+// ourSpare is one of keg's own.
+type ourSpare struct{ *monitor.Prepared }
+
+func (s ourSpare) Spawn(ctx context.Context, id string, attach *monitor.Stdio) (live, error) {
+	c, err := s.Prepared.Spawn(ctx, id, attach)
 	if err != nil {
 		return nil, err
 	}

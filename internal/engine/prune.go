@@ -35,7 +35,7 @@ type Pruned struct {
 // Prune removes what nobody uses, in Docker's order: containers first, since they hold
 // the rest.
 func (e *Engine) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
-	if err := o.Filter.only("until", "label", "label!"); err != nil {
+	if err := o.checkFilter(); err != nil {
 		return Pruned{}, err
 	}
 	until, err := o.Filter.until(time.Now())
@@ -86,6 +86,33 @@ func (e *Engine) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
 		}
 	}
 	return p.done, nil
+}
+
+// checkFilter: each kind has filters of its own when it is pruned alone; "dangling=false" and
+// "all=true" are other words for All.
+func (o *PruneOptions) checkFilter() error {
+	known := []string{"until", "label", "label!"}
+	switch {
+	case o.Images && !o.Containers:
+		known = append(known, "dangling")
+	case o.Volumes && !o.Containers:
+		known = append(known, "all")
+	case o.BuildCache && !o.Images:
+		known = append(known, "unused-for")
+	}
+	if err := o.Filter.only(known...); err != nil {
+		return err
+	}
+	if v := o.Filter["unused-for"]; len(v) > 0 && len(o.Filter["until"]) == 0 {
+		o.Filter["until"] = v
+	}
+	dangling, given, err := o.Filter.boolean("dangling")
+	if err != nil {
+		return err
+	}
+	all, _, err := o.Filter.boolean("all")
+	o.All = o.All || given && !dangling || all
+	return err
 }
 
 // pruning is one Prune under way.
