@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"compress/gzip"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -181,5 +183,23 @@ func TestReadContext(t *testing.T) {
 		if _, err := os.Lstat(p); err == nil {
 			t.Errorf("%s was written", p)
 		}
+	}
+}
+
+func TestRedirectsAreNotTrusted(t *testing.T) {
+	for _, to := range []string{"file:///etc/passwd", "http://169.254.169.254/latest/meta-data", "http://[fe80::1]/", "http://[::ffff:169.254.1.1]/"} {
+		srv := httptest.NewServer(http.RedirectHandler(to, http.StatusFound))
+		_, err := FetchContext(t.Context(), srv.URL+"/x.tar", t.TempDir(), nil)
+		srv.Close()
+		if err == nil || !strings.Contains(err.Error(), "is not followed") {
+			t.Errorf("redirect to %s: %v", to, err)
+		}
+	}
+	end := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "FROM scratch\n") }))
+	defer end.Close()
+	srv := httptest.NewServer(http.RedirectHandler(end.URL, http.StatusFound))
+	defer srv.Close()
+	if f, err := FetchContext(t.Context(), srv.URL, t.TempDir(), nil); err != nil || string(f.Text) != "FROM scratch\n" {
+		t.Errorf("an honest redirect: %q, %v", f.Text, err)
 	}
 }
