@@ -155,3 +155,46 @@ func TestServingWhatIsHereWritesNothing(t *testing.T) {
 		t.Errorf("the store grew from %d to %d", size, now)
 	}
 }
+
+func TestPushRemembersItsCompression(t *testing.T) {
+	loopback(t)
+	e := openEngine(t, t.TempDir(), nil)
+	addr, stop := serveRegistry(t, e, filepath.Join(t.TempDir(), "registry"))
+	defer stop()
+	host := strings.Replace(addr, "127.0.0.1", "localhost", 1)
+	name := host + "/web:1"
+	r := addImage(t, e, name, nil, tarOf(t, map[string]string{"data": strings.Repeat("words ", 1<<15)}))
+	push := func(c image.Compression) (image.Descriptor, string) {
+		t.Helper()
+		d, err := e.PushWith(t.Context(), refs(t, name)[0], PushOptions{Compression: c})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := e.RemoteImages(t.Context(), refs(t, name)[0])
+		if err != nil || len(all) != 1 {
+			t.Fatal(err)
+		}
+		return d, all[0].Manifest.Layers[0].MediaType
+	}
+	first, media := push("")
+	if media != image.MediaLayerGzip {
+		t.Error(media)
+	}
+	zstd, media := push(image.Zstd)
+	if media != image.MediaLayerZstd || zstd.Digest == first.Digest {
+		t.Error(media)
+	}
+	if again, _ := push(""); again.Digest != zstd.Digest {
+		t.Error("the choice was forgotten:", again.Digest)
+	}
+	other := openEngine(t, t.TempDir(), nil)
+	if _, err := other.Pull(t.Context(), refs(t, name)[0], PullOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := other.lookup(t.Context(), name); err != nil || f.ID != r.ID {
+		t.Error(f, err)
+	}
+	if _, err := e.PushWith(t.Context(), refs(t, name)[0], PushOptions{Compression: "lz4"}); !fault.Is(err, fault.Unsupported) {
+		t.Error(err)
+	}
+}
