@@ -1,7 +1,9 @@
 package engine
 
 import (
+	"bytes"
 	"encoding/json"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
 
 	"keg/internal/fault"
 	"keg/internal/image"
@@ -34,6 +38,7 @@ func TestManifestListByHand(t *testing.T) {
 	}
 	list := refs(t, host+"/team/web:1")[0]
 	ctx := t.Context()
+	signature := sign(t, e, refs(t, names[1])[0])
 	if err := e.CreateManifestList(ctx, list, refs(t, names...), false); err != nil {
 		t.Fatal(err)
 	}
@@ -76,6 +81,10 @@ func TestManifestListByHand(t *testing.T) {
 				t.Error(l.Digest, err)
 			}
 		}
+	}
+	// The signature of the second one has come along.
+	if got, err := e.remote.Referrers(ctx, list, all[1].Desc.Digest); err != nil || len(got) != 1 || got[0].Digest != signature {
+		t.Errorf("%v %v", got, err)
 	}
 	if err := e.RemoveManifestList(list); !fault.Is(err, fault.NotFound) {
 		t.Error(err)
@@ -197,4 +206,29 @@ func TestPushRemembersItsCompression(t *testing.T) {
 	if _, err := e.PushWith(t.Context(), refs(t, name)[0], PushOptions{Compression: "lz4"}); !fault.Is(err, fault.Unsupported) {
 		t.Error(err)
 	}
+}
+
+// sign puts an artifact beside an image that has it as its subject.
+func sign(t *testing.T, e *Engine, ref image.Reference) digest.Digest {
+	t.Helper()
+	subject, err := e.remote.Resolve(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := []byte("{}")
+	d := image.Descriptor{MediaType: "application/vnd.oci.empty.v1+json", Digest: digest.FromBytes(config), Size: int64(len(config))}
+	if err := e.remote.PushBlob(t.Context(), ref, d, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(config)), nil }, nil); err != nil {
+		t.Fatal(err)
+	}
+	m := map[string]any{"schemaVersion": 2, "mediaType": image.MediaManifest, "artifactType": "application/x-signature", "config": d, "layers": []image.Descriptor{d}, "subject": subject}
+	doc, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref.Tag = ""
+	ref.Digest = digest.FromBytes(doc)
+	if _, err := e.remote.PushManifest(t.Context(), ref, image.MediaManifest, doc); err != nil {
+		t.Fatal(err)
+	}
+	return ref.Digest
 }
