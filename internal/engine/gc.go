@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -153,6 +155,7 @@ func (e *Engine) stacksInUse() ([][]digest.Digest, error) {
 	for _, id := range ids {
 		if r, err := e.containers.Get(id); err == nil {
 			stacks = append(stacks, r.Stack)
+			stacks = slices.AppendSeq(stacks, maps.Values(r.ImageMounts))
 		}
 	}
 	steps, err := e.steps()

@@ -16,6 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"keg/internal/linux"
+	"keg/internal/sandbox"
 	"keg/internal/sandbox/cgroup"
 )
 
@@ -108,8 +110,7 @@ func lastWords(f *os.File) string {
 	return ": " + strings.ToValidUTF8(string(b[max(0, len(b)-2000):]), "?")
 }
 
-// spawn re-executes this binary through /proc/self/exe, which is the running one whatever was
-// installed meanwhile, and returns our end of a socketpair whose other end is its descriptor 3.
+// spawn re-executes this binary, the running one whatever was installed meanwhile, and returns our end of a socketpair whose other end is its descriptor 3.
 func spawn(errlog *os.File, args ...string) (*net.UnixConn, *os.Process, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -130,7 +131,18 @@ func spawn(errlog *os.File, args ...string) (*net.UnixConn, *os.Process, error) 
 	return ours, p, nil
 }
 
+// startSelf executes the binary through a read-only mount of its own: monitors clone containers, and
+// a container can get hold of what cloned it (CVE-2019-5736).
 func startSelf(errlog, sock *os.File, args []string) (*os.Process, error) {
+	exe := "/proc/self/exe"
+	if os.Geteuid() == 0 {
+		self, err := sandbox.Executable()
+		if err != nil {
+			return nil, err
+		}
+		defer self.Close()
+		exe = linux.FDPath(int(self.Fd()))
+	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -150,12 +162,12 @@ func startSelf(errlog, sock *os.File, args []string) (*os.Process, error) {
 	if g := monitorCgroup(); g != nil {
 		defer g.Close()
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(g.Fd())
-		if p, err := os.StartProcess("/proc/self/exe", append([]string{Argv0}, args...), attr); err == nil {
+		if p, err := os.StartProcess(exe, append([]string{Argv0}, args...), attr); err == nil {
 			return p, nil
 		}
 		attr.Sys.UseCgroupFD = false // no right to it: the starter's cgroup it is
 	}
-	return os.StartProcess("/proc/self/exe", append([]string{Argv0}, args...), attr)
+	return os.StartProcess(exe, append([]string{Argv0}, args...), attr)
 }
 
 // monitorsDir is where monitors live on cgroup v2.
