@@ -67,6 +67,7 @@ type images interface {
 	Pull(ctx context.Context, ref image.Reference, o engine.PullOptions) (engine.Pulled, error)
 	PullAll(ctx context.Context, repo image.Reference, o engine.PullOptions) ([]engine.Pulled, error)
 	Push(ctx context.Context, ref image.Reference, progress func(engine.PullEvent)) (image.Descriptor, error)
+	PushWith(ctx context.Context, ref image.Reference, o engine.PushOptions) (image.Descriptor, error)
 	Images(context.Context, engine.ImageListOptions) ([]dimage.Summary, error)
 	InspectImage(ctx context.Context, ref string) (dimage.InspectResponse, error)
 	History(ctx context.Context, ref string) ([]dimage.HistoryResponseItem, error)

@@ -283,6 +283,10 @@ func (f *fake) Pull(_ context.Context, ref image.Reference, o engine.PullOptions
 	return engine.Pulled{Ref: ref}, f.say("pull", ref.String())
 }
 
+func (f *fake) PushWith(ctx context.Context, ref image.Reference, o engine.PushOptions) (image.Descriptor, error) {
+	return f.Push(ctx, ref, o.Progress)
+}
+
 func (f *fake) Push(_ context.Context, ref image.Reference, progress func(engine.PullEvent)) (image.Descriptor, error) {
 	for _, e := range f.pullEvents {
 		progress(e)

@@ -124,37 +124,42 @@ func (o *pullFlags) options() (engine.PullOptions, error) {
 
 func newPush(a *app) *cobra.Command {
 	var quiet, all bool
+	var compression string
 	c := &cobra.Command{
 		Use:               "push [OPTIONS] NAME[:TAG]",
 		Args:              exactArgs(1),
 		ValidArgsFunction: a.complete(imageNames, 1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if compression != "" && compression != string(image.Gzip) && compression != string(image.Zstd) {
+				return failf("--compression: %q is not one of gzip, zstd", compression)
+			}
 			if all {
-				return a.pushAll(c.Context(), args[0], quiet)
+				return a.pushAll(c.Context(), args[0], compression, quiet)
 			}
 			ref, err := a.parseRemote(args[0], quiet)
 			if err != nil {
 				return err
 			}
-			return a.push(c.Context(), ref, quiet)
+			return a.push(c.Context(), ref, compression, quiet)
 		},
 	}
 	fs := c.Flags()
 	fs.BoolVarP(&all, "all-tags", "a", false, "Push all tags of an image to the repository")
+	fs.StringVar(&compression, "compression", "", `Compression of layers that were built here ("gzip", "zstd"; default: as last time)`)
 	fs.BoolVarP(&quiet, "quiet", "q", false, "Suppress verbose output")
 	fs.Bool("disable-content-trust", true, "")
 	fs.Lookup("disable-content-trust").Hidden = true
 	return c
 }
 
-func (a *app) push(ctx context.Context, ref image.Reference, quiet bool) error {
+func (a *app) push(ctx context.Context, ref image.Reference, compression string, quiet bool) error {
 	eng, err := a.engine()
 	if err != nil {
 		return err
 	}
 	p := a.newProgress(a.rawOut, a.outTTY, quiet)
 	p.event(engine.PullEvent{Status: "The push refers to repository [" + ref.Name() + "]"})
-	d, err := eng.Push(ctx, ref, p.event)
+	d, err := eng.PushWith(ctx, ref, engine.PushOptions{Compression: image.Compression(compression), Progress: p.event})
 	if err != nil {
 		return err
 	}
@@ -166,7 +171,7 @@ func (a *app) push(ctx context.Context, ref image.Reference, quiet bool) error {
 	return nil
 }
 
-func (a *app) pushAll(ctx context.Context, name string, quiet bool) error {
+func (a *app) pushAll(ctx context.Context, name, compression string, quiet bool) error {
 	repo, err := image.ParseReference(name)
 	if err != nil {
 		return failf("%v", err)
@@ -190,7 +195,7 @@ func (a *app) pushAll(ctx context.Context, name string, quiet bool) error {
 				continue
 			}
 			found = true
-			if err := a.push(ctx, ref, quiet); err != nil {
+			if err := a.push(ctx, ref, compression, quiet); err != nil {
 				return err
 			}
 		}

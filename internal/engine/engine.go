@@ -55,6 +55,7 @@ type remote interface {
 	Manifest(ctx context.Context, ref image.Reference, d image.Descriptor) ([]byte, error)
 	Tags(ctx context.Context, ref image.Reference) ([]string, error)
 	Blob(ctx context.Context, ref image.Reference, d image.Descriptor, offset int64) (io.ReadCloser, int64, error)
+	Referrers(ctx context.Context, ref image.Reference, d digest.Digest) ([]image.Descriptor, error)
 	HasBlob(ctx context.Context, ref image.Reference, d digest.Digest) (bool, error)
 	MountBlob(ctx context.Context, ref image.Reference, d digest.Digest, from string) (bool, error)
 	PushBlob(ctx context.Context, ref image.Reference, d image.Descriptor, open func() (io.ReadCloser, error), progress func(int64)) error

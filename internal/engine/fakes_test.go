@@ -72,6 +72,10 @@ func (f *fakeRegistry) putJSON(t *testing.T, repo, media string, v any) image.De
 	return f.put(repo, media, b)
 }
 
+func (f *fakeRegistry) Referrers(context.Context, image.Reference, digest.Digest) ([]image.Descriptor, error) {
+	return nil, nil
+}
+
 func (f *fakeRegistry) Resolve(_ context.Context, ref image.Reference) (image.Descriptor, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -251,7 +251,7 @@ func (e *Engine) PushManifestList(ctx context.Context, list image.Reference, pur
 			return "", err
 		}
 		if from.Name() != list.Name() {
-			if err := e.copyImage(ctx, list, from, m.Desc); err != nil {
+			if err := e.copyImage(ctx, list, from, m.Desc, 0); err != nil {
 				return "", err
 			}
 		}
@@ -269,8 +269,9 @@ func (e *Engine) PushManifestList(ctx context.Context, list image.Reference, pur
 }
 
 // copyImage brings an image from one repository to another: by mounts where both are of
-// one registry, else through this process without touching the disk.
-func (e *Engine) copyImage(ctx context.Context, to, from image.Reference, d image.Descriptor) error {
+// one registry, else through this process without touching the disk. What refers to it
+// (signatures, attestations) goes along.
+func (e *Engine) copyImage(ctx context.Context, to, from image.Reference, d image.Descriptor, depth int) error {
 	doc, err := e.remote.Manifest(ctx, from, d)
 	if err != nil {
 		return err
@@ -284,8 +285,25 @@ func (e *Engine) copyImage(ctx context.Context, to, from image.Reference, d imag
 			return err
 		}
 	}
-	_, err = e.remote.PushManifest(ctx, image.Reference{Registry: to.Registry, Repository: to.Repository, Digest: d.Digest}, d.MediaType, doc)
-	return err
+	if _, err = e.remote.PushManifest(ctx, image.Reference{Registry: to.Registry, Repository: to.Repository, Digest: d.Digest}, d.MediaType, doc); err != nil {
+		return err
+	}
+	if depth == maxIndexDepth {
+		return nil
+	}
+	refs, err := e.remote.Referrers(ctx, from, d.Digest)
+	if err != nil {
+		return err
+	}
+	for _, r := range refs {
+		if !image.IsManifest(r.MediaType) {
+			continue
+		}
+		if err := e.copyImage(ctx, to, from, r, depth+1); err != nil {
+			return fmt.Errorf("copy what refers to %s: %w", d.Digest, err)
+		}
+	}
+	return nil
 }
 
 func (e *Engine) copyBlob(ctx context.Context, to, from image.Reference, b image.Descriptor) error {

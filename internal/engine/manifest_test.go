@@ -1,7 +1,9 @@
 package engine
 
 import (
+	"bytes"
 	"encoding/json"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
 
 	"keg/internal/fault"
 	"keg/internal/image"
@@ -34,6 +38,7 @@ func TestManifestListByHand(t *testing.T) {
 	}
 	list := refs(t, host+"/team/web:1")[0]
 	ctx := t.Context()
+	signature := sign(t, e, refs(t, names[1])[0])
 	if err := e.CreateManifestList(ctx, list, refs(t, names...), false); err != nil {
 		t.Fatal(err)
 	}
@@ -76,6 +81,10 @@ func TestManifestListByHand(t *testing.T) {
 				t.Error(l.Digest, err)
 			}
 		}
+	}
+	// The signature of the second one has come along.
+	if got, err := e.remote.Referrers(ctx, list, all[1].Desc.Digest); err != nil || len(got) != 1 || got[0].Digest != signature {
+		t.Errorf("%v %v", got, err)
 	}
 	if err := e.RemoveManifestList(list); !fault.Is(err, fault.NotFound) {
 		t.Error(err)
@@ -154,4 +163,72 @@ func TestServingWhatIsHereWritesNothing(t *testing.T) {
 	if now := bytesBelow(t, root); now > size {
 		t.Errorf("the store grew from %d to %d", size, now)
 	}
+}
+
+func TestPushRemembersItsCompression(t *testing.T) {
+	loopback(t)
+	e := openEngine(t, t.TempDir(), nil)
+	addr, stop := serveRegistry(t, e, filepath.Join(t.TempDir(), "registry"))
+	defer stop()
+	host := strings.Replace(addr, "127.0.0.1", "localhost", 1)
+	name := host + "/web:1"
+	r := addImage(t, e, name, nil, tarOf(t, map[string]string{"data": strings.Repeat("words ", 1<<15)}))
+	push := func(c image.Compression) (image.Descriptor, string) {
+		t.Helper()
+		d, err := e.PushWith(t.Context(), refs(t, name)[0], PushOptions{Compression: c})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := e.RemoteImages(t.Context(), refs(t, name)[0])
+		if err != nil || len(all) != 1 {
+			t.Fatal(err)
+		}
+		return d, all[0].Manifest.Layers[0].MediaType
+	}
+	first, media := push("")
+	if media != image.MediaLayerGzip {
+		t.Error(media)
+	}
+	zstd, media := push(image.Zstd)
+	if media != image.MediaLayerZstd || zstd.Digest == first.Digest {
+		t.Error(media)
+	}
+	if again, _ := push(""); again.Digest != zstd.Digest {
+		t.Error("the choice was forgotten:", again.Digest)
+	}
+	other := openEngine(t, t.TempDir(), nil)
+	if _, err := other.Pull(t.Context(), refs(t, name)[0], PullOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := other.lookup(t.Context(), name); err != nil || f.ID != r.ID {
+		t.Error(f, err)
+	}
+	if _, err := e.PushWith(t.Context(), refs(t, name)[0], PushOptions{Compression: "lz4"}); !fault.Is(err, fault.Unsupported) {
+		t.Error(err)
+	}
+}
+
+// sign puts an artifact beside an image that has it as its subject.
+func sign(t *testing.T, e *Engine, ref image.Reference) digest.Digest {
+	t.Helper()
+	subject, err := e.remote.Resolve(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := []byte("{}")
+	d := image.Descriptor{MediaType: "application/vnd.oci.empty.v1+json", Digest: digest.FromBytes(config), Size: int64(len(config))}
+	if err := e.remote.PushBlob(t.Context(), ref, d, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(config)), nil }, nil); err != nil {
+		t.Fatal(err)
+	}
+	m := map[string]any{"schemaVersion": 2, "mediaType": image.MediaManifest, "artifactType": "application/x-signature", "config": d, "layers": []image.Descriptor{d}, "subject": subject}
+	doc, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref.Tag = ""
+	ref.Digest = digest.FromBytes(doc)
+	if _, err := e.remote.PushManifest(t.Context(), ref, image.MediaManifest, doc); err != nil {
+		t.Fatal(err)
+	}
+	return ref.Digest
 }

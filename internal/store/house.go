@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -180,20 +181,19 @@ func (s *Store) DropLinks(ctx context.Context, grace time.Duration) error {
 		if len(links) == 0 {
 			return nil
 		}
-		marks := map[digest.Digest]bool{}
-		for _, kind := range []string{digestsDir, tagsDir} {
-			for _, file := range listRecords(filepath.Join(dir, kind)) {
-				if rec, err := readRecord(filepath.Join(dir, kind, file)); err == nil {
-					s.mark(marks, rec.Descriptor)
-				}
+		// Twice, as a sweep looks: what got a name since the first look is in the second.
+		for range 2 {
+			marks := s.namedIn(dir)
+			links = slices.DeleteFunc(links, func(hex string) bool {
+				d := digestOfHex(hex)
+				return d == "" || marks[d] && s.Has(d) || s.young(d, before)
+			})
+			if len(links) == 0 {
+				return nil
 			}
 		}
 		for _, hex := range links {
-			d := digestOfHex(hex)
-			if d == "" || marks[d] && s.Has(d) {
-				continue
-			}
-			if err := s.dropLink(filepath.Join(dir, blobsDir, hex), d, before, marks[d]); err != nil {
+			if err := s.dropLink(filepath.Join(dir, blobsDir, hex), digestOfHex(hex), before); err != nil {
 				return err
 			}
 		}
@@ -201,19 +201,34 @@ func (s *Store) DropLinks(ctx context.Context, grace time.Duration) error {
 	})
 }
 
+// namedIn are the manifests of one repository and what they name.
+func (s *Store) namedIn(dir string) map[digest.Digest]bool {
+	marks := map[digest.Digest]bool{}
+	for _, kind := range []string{digestsDir, tagsDir} {
+		for _, file := range listRecords(filepath.Join(dir, kind)) {
+			if rec, err := readRecord(filepath.Join(dir, kind, file)); err == nil {
+				s.mark(marks, rec.Descriptor)
+			}
+		}
+	}
+	return marks
+}
+
+// young reports whether somebody was told of a blob, or wrote it, since then.
+func (s *Store) young(d digest.Digest, since time.Time) bool {
+	st, err := os.Stat(s.blobPath(d))
+	return err == nil && !st.ModTime().Before(since)
+}
+
 // dropLink looks once more while nobody can make or confirm the link (see linkLock).
-func (s *Store) dropLink(link string, d digest.Digest, before time.Time, named bool) error {
+func (s *Store) dropLink(link string, d digest.Digest, before time.Time) error {
 	unlock, err := linkLock(filepath.Dir(link), unix.LOCK_EX)
 	if err != nil {
 		return notExistIsFine(err)
 	}
 	defer unlock()
-	st, err := os.Stat(s.blobPath(d))
-	if err == nil && (named || !st.ModTime().Before(before)) {
+	if s.young(d, before) {
 		return nil
-	}
-	if err != nil && s.Has(d) {
-		return nil // on its way back from the trash
 	}
 	return notExistIsFine(s.removeRecord(link))
 }

@@ -115,10 +115,18 @@ func TestCollectWhilePushing(t *testing.T) {
 	r := s.Repositories("localhost")
 	ctx, cancel := context.WithCancel(t.Context())
 	var house, work sync.WaitGroup
+	for i := range 5 { // named and old: they stay
+		ds, err := putImage(r, "r0", fmt.Sprint("before-", i), fmt.Sprint("before ", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		old(t, s, ds...)
+	}
 	rounds := 0
+	lost := make(chan digest.Digest, 1000)
 	house.Go(func() {
 		for ctx.Err() == nil {
-			if _, _, err := r.Collect(ctx, 2*time.Second); err != nil && !errors.Is(err, context.Canceled) {
+			if _, _, err := r.Collect(ctx, time.Minute); err != nil && !errors.Is(err, context.Canceled) {
 				t.Error(err)
 				return
 			}
@@ -130,24 +138,40 @@ func TestCollectWhilePushing(t *testing.T) {
 		work.Go(func() {
 			for i := range 25 {
 				repo, tag := fmt.Sprintf("r%d", w%3), fmt.Sprintf("t%d", i%4)
-				// The same contents come from several writers and are deleted by others.
-				ds, err := putImage(r, repo, fmt.Sprintf("%s-%d", tag, w), fmt.Sprint(i%5))
+				// Half the contents come from several writers at once; the others are one writer's
+				// alone, and some of these lose their name and look as if that were long ago.
+				content := fmt.Sprint(i % 5)
+				if i%2 == 1 {
+					content = fmt.Sprintf("%d of %d", i, w)
+				}
+				tag = fmt.Sprintf("%s-%d", tag, w)
+				ds, err := putImage(r, repo, tag, content)
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				if i%3 == 0 {
-					if err := r.DeleteTag(ctx, repo, fmt.Sprintf("%s-%d", tag, w)); err != nil {
+				if i%4 == 1 {
+					if err := r.DeleteManifest(ctx, repo, ds[2], ""); err != nil {
 						t.Error(err)
 					}
+					old(t, s, ds...)
+					lost <- ds[1]
 				}
-				old(t, s, ds[0]) // as if it had been pushed long ago; it has a name
 			}
 		})
 	}
 	work.Wait()
 	cancel()
 	house.Wait()
+	if _, _, err := r.Collect(t.Context(), time.Minute); err != nil {
+		t.Error(err)
+	}
+	close(lost)
+	for d := range lost {
+		if s.Has(d) {
+			t.Error("not collected:", d)
+		}
+	}
 	if rounds < 3 {
 		t.Error("collected only", rounds, "times")
 	}
