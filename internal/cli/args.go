@@ -33,6 +33,15 @@ func maxArgs(n int) cobra.PositionalArgs {
 	}
 }
 
+func rangeArgs(low, high int) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) >= low && len(args) <= high {
+			return nil
+		}
+		return argsError(c, fmt.Sprintf("requires at least %d and at most %d %s", low, high, plural("argument", high)), "Run")
+	}
+}
+
 func exactArgs(n int) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if len(args) == n {

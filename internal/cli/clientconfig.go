@@ -16,6 +16,7 @@ type clientConfig struct {
 	ImagesFormat   string `json:"imagesFormat"`
 	NetworksFormat string `json:"networksFormat"`
 	VolumesFormat  string `json:"volumesFormat"`
+	StatsFormat    string `json:"statsFormat"`
 	DetachKeys     string `json:"detachKeys"`
 	Proxies        map[string]struct {
 		HTTPProxy  string `json:"httpProxy"`

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"time"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
@@ -82,13 +83,15 @@ type usageView struct {
 	Images     []*imageRow
 	Containers []*containerRow
 	Volumes    []*volumeRow
+	BuildCache []*dfCacheRow
 }
 
 func (a *app) dfVerbose(ctx context.Context, eng backend, us []engine.Usage, format string) error {
-	v, err := a.usageView(ctx, eng, format == "table")
+	d, err := eng.DiskDetail(ctx)
 	if err != nil {
 		return err
 	}
+	v := a.usageView(d, format == "table")
 	if format != "table" {
 		t, err := parseObjectTemplate("", format)
 		if err != nil {
@@ -97,48 +100,38 @@ func (a *app) dfVerbose(ctx context.Context, eng backend, us []engine.Usage, for
 		return executeLine(a.out, t, v)
 	}
 	var b bytes.Buffer
-	if err := writeUsage(&b, v); err != nil {
+	if err := writeUsage(&b, v, us); err != nil {
 		return err
-	}
-	for _, u := range us {
-		if u.Type == "Build Cache" {
-			fmt.Fprintf(&b, "\nBuild cache usage: %s\n", units.HumanSize(float64(u.Size)))
-		}
 	}
 	_, err = b.WriteTo(a.out)
 	return err
 }
 
-func (a *app) usageView(ctx context.Context, eng backend, short bool) (v usageView, err error) {
-	is, err := eng.Images(ctx, engine.ImageListOptions{})
-	if err != nil {
-		return v, err
-	}
-	for i := range is {
-		row := &imageRow{i: &is[i], repo: "<none>", tag: "<none>", short: short, now: a.now()}
-		if len(is[i].RepoTags) > 0 {
-			if ref, err := image.ParseReference(is[i].RepoTags[0]); err == nil {
+func (a *app) usageView(d engine.DiskDetail, short bool) (v usageView) {
+	for i := range d.Images {
+		x := &d.Images[i]
+		row := &imageRow{i: x, repo: "<none>", tag: "<none>", short: short, now: a.now()}
+		if len(x.RepoTags) > 0 {
+			if ref, err := image.ParseReference(x.RepoTags[0]); err == nil {
 				row.repo, row.tag = ref.FamiliarName(), ref.Tag
 			}
 		}
 		v.Images = append(v.Images, row)
 	}
-	cs, err := eng.Containers(ctx, engine.ListOptions{All: true, Size: true})
-	if err != nil {
-		return v, err
+	for i := range d.Containers {
+		d.Containers[i].SizeRootFs = 0 // the image's part is above
+		v.Containers = append(v.Containers, &containerRow{c: &d.Containers[i], short: short, now: a.now()})
 	}
-	for i := range cs {
-		cs[i].SizeRootFs = 0 // the image's part is above
-		v.Containers = append(v.Containers, &containerRow{c: &cs[i], short: short, now: a.now()})
+	for i := range d.Volumes {
+		v.Volumes = append(v.Volumes, &volumeRow{&d.Volumes[i]})
 	}
-	vs, err := eng.Volumes(ctx, nil)
-	for i := range vs {
-		v.Volumes = append(v.Volumes, &volumeRow{&vs[i]})
+	for i := range d.BuildCache {
+		v.BuildCache = append(v.BuildCache, &dfCacheRow{&d.BuildCache[i], short, a.now()})
 	}
-	return v, err
+	return v
 }
 
-func writeUsage(w io.Writer, v usageView) error {
+func writeUsage(w io.Writer, v usageView, us []engine.Usage) error {
 	io.WriteString(w, "Images space usage:\n\n")
 	const images = "table {{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}"
 	if err := writeRows(w, listing{images, imageHeader()}, v.Images); err != nil {
@@ -150,5 +143,45 @@ func writeUsage(w io.Writer, v usageView) error {
 		return err
 	}
 	io.WriteString(w, "\nLocal Volumes space usage:\n\n")
-	return writeRows(w, listing{"table {{.Name}}\t{{.Links}}\t{{.Size}}", volumeHeader()}, v.Volumes)
+	if err := writeRows(w, listing{"table {{.Name}}\t{{.Links}}\t{{.Size}}", volumeHeader()}, v.Volumes); err != nil {
+		return err
+	}
+	for _, u := range us {
+		if u.Type == "Build Cache" {
+			fmt.Fprintf(w, "\nBuild cache usage: %s\n\n", units.HumanSize(float64(u.Size)))
+		}
+	}
+	const cache = "table {{.ID}}\t{{.CacheType}}\t{{.Size}}\t{{.CreatedSince}}\t{{.LastUsedSince}}\t{{.UsageCount}}\t{{.Shared}}"
+	return writeRows(w, listing{cache, dfCacheHeader()}, v.BuildCache)
 }
+
+func dfCacheHeader() header {
+	return header{"ID": "CACHE ID", "CacheType": "CACHE TYPE", "Size": "SIZE", "CreatedSince": "CREATED",
+		"LastUsedSince": "LAST USED", "UsageCount": "USAGE", "Shared": "SHARED", "Description": "DESCRIPTION", "InUse": "IN USE"}
+}
+
+// dfCacheRow is one step of the build cache, as templates see it.
+type dfCacheRow struct {
+	c     *engine.CacheUse
+	short bool
+	now   time.Time
+}
+
+func (r *dfCacheRow) MarshalJSON() ([]byte, error) { return marshalRow(r) }
+
+func (r *dfCacheRow) ID() string {
+	if r.short {
+		return shortID(r.c.ID)
+	}
+	return r.c.ID
+}
+func (r *dfCacheRow) CacheType() string     { return r.c.Type }
+func (r *dfCacheRow) Description() string   { return r.c.Text }
+func (r *dfCacheRow) Size() string          { return units.HumanSizeWithPrecision(float64(r.c.Size), 3) }
+func (r *dfCacheRow) CreatedAt() string     { return r.c.Created.String() }
+func (r *dfCacheRow) CreatedSince() string  { return ago(r.now, r.c.Created) }
+func (r *dfCacheRow) LastUsedAt() string    { return r.c.Used.String() }
+func (r *dfCacheRow) LastUsedSince() string { return ago(r.now, r.c.Used) }
+func (r *dfCacheRow) UsageCount() string    { return strconv.Itoa(r.c.Uses) }
+func (r *dfCacheRow) InUse() string         { return strconv.FormatBool(r.c.InUse) }
+func (r *dfCacheRow) Shared() string        { return strconv.FormatBool(r.c.Shared) }

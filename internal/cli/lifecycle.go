@@ -68,13 +68,21 @@ func notRunning(s container.Summary) bool { return !running(s) }
 func anyState(container.Summary) bool     { return true }
 
 func newStart(a *app) *cobra.Command {
-	var attach, stdin bool
+	var attach, stdin, boot bool
 	var keys string
 	c := &cobra.Command{
-		Use:               "start [OPTIONS] CONTAINER [CONTAINER...]",
-		Args:              minArgs(1),
+		Use: "start [OPTIONS] CONTAINER [CONTAINER...]",
+		Args: func(c *cobra.Command, args []string) error {
+			if boot {
+				return noArgs(c, args)
+			}
+			return minArgs(1)(c, args)
+		},
 		ValidArgsFunction: a.complete(containerNames(notRunning), 0),
 		RunE: func(c *cobra.Command, args []string) error {
+			if boot {
+				return a.startBoot(c.Context())
+			}
 			if _, err := parseKeys(keys); err != nil {
 				return err
 			}
@@ -89,6 +97,7 @@ func newStart(a *app) *cobra.Command {
 	}
 	fs := c.Flags()
 	fs.BoolVarP(&attach, "attach", "a", false, "Attach STDOUT/STDERR and forward signals")
+	fs.BoolVar(&boot, "boot", false, "Start what should run after a boot, by the restart policies")
 	fs.StringVar(&keys, "detach-keys", "", "Override the key sequence for detaching a container")
 	fs.BoolVarP(&stdin, "interactive", "i", false, "Attach container's STDIN")
 	return c
@@ -112,6 +121,27 @@ func (a *app) startAll(ctx context.Context, names []string) error {
 		return failf("failed to start containers: %s", strings.Join(failed, ", "))
 	}
 	return nil
+}
+
+// startBoot goes on after a container that does not start: the others should run all the same.
+func (a *app) startBoot(ctx context.Context) error {
+	eng, err := a.engine()
+	if err != nil {
+		return err
+	}
+	var failed []string
+	err = eng.StartBoot(ctx, func(b engine.Booted) {
+		if b.Err != nil {
+			fmt.Fprintf(a.err, "%s: %s\n", b.Name, sentence(b.Err))
+			failed = append(failed, b.Name)
+			return
+		}
+		fmt.Fprintln(a.out, b.Name)
+	})
+	if err == nil && len(failed) > 0 {
+		return failf("failed to start containers: %s", strings.Join(failed, ", "))
+	}
+	return err
 }
 
 func (a *app) startAttached(ctx context.Context, name string, stdin bool, keys string) error {

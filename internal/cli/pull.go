@@ -14,6 +14,7 @@ import (
 )
 
 type pullFlags struct {
+	all      bool
 	quiet    bool
 	platform string
 }
@@ -29,6 +30,7 @@ func newPull(a *app) *cobra.Command {
 		},
 	}
 	fs := c.Flags()
+	fs.BoolVarP(&o.all, "all-tags", "a", false, "Download all tagged images in the repository")
 	fs.StringVar(&o.platform, "platform", o.platform, "Set platform if the image has several")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "Suppress verbose output")
 	fs.Bool("disable-content-trust", true, "")
@@ -60,17 +62,16 @@ func hasTag(name string) bool {
 }
 
 func (a *app) pull(ctx context.Context, name string, o *pullFlags) error {
+	if o.all {
+		return a.pullAll(ctx, name, o)
+	}
 	ref, err := a.parseRemote(name, o.quiet)
 	if err != nil {
 		return err
 	}
-	opt := engine.PullOptions{}
-	if o.platform != "" {
-		p, err := image.ParsePlatform(o.platform)
-		if err != nil {
-			return failf("%v", err)
-		}
-		opt.Platform = &p
+	opt, err := o.options()
+	if err != nil {
+		return err
 	}
 	eng, err := a.engine()
 	if err != nil {
@@ -82,6 +83,43 @@ func (a *app) pull(ctx context.Context, name string, o *pullFlags) error {
 	}
 	fmt.Fprintln(a.out, ref)
 	return nil
+}
+
+// pullAll pulls every tag; the name must not have one.
+func (a *app) pullAll(ctx context.Context, name string, o *pullFlags) error {
+	ref, err := image.ParseRepository(name)
+	if err != nil {
+		return failf("%v", err)
+	}
+	if ref.Tag != "" || ref.Digest != "" {
+		return failf("tag can't be used with --all-tags/-a")
+	}
+	opt, err := o.options()
+	if err != nil {
+		return err
+	}
+	eng, err := a.engine()
+	if err != nil {
+		return err
+	}
+	opt.Progress = a.newProgress(a.rawOut, a.outTTY, o.quiet).event
+	if _, err := eng.PullAll(ctx, ref, opt); err != nil {
+		return err
+	}
+	fmt.Fprintln(a.out, ref.Name())
+	return nil
+}
+
+func (o *pullFlags) options() (engine.PullOptions, error) {
+	opt := engine.PullOptions{}
+	if o.platform != "" {
+		p, err := image.ParsePlatform(o.platform)
+		if err != nil {
+			return opt, failf("%v", err)
+		}
+		opt.Platform = &p
+	}
+	return opt, nil
 }
 
 func newPush(a *app) *cobra.Command {

@@ -46,6 +46,11 @@ type Record struct {
 	Mounts   []container.MountPoint               // resolved: volumes made, binds checked
 	Path     string                               // argv[0] and the rest, as started
 	Args     []string
+
+	// Images mounted beside the root (--mount type=image): destination -> diffIDs.
+	ImageMounts map[string][]digest.Digest `json:",omitempty"`
+	// Subpaths of volumes and images, by destination: a part is mounted.
+	Subpaths map[string]string `json:",omitempty"`
 }
 
 // State is state.json: what is, as far as it was written. Status is decided with the lock.

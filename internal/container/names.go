@@ -261,6 +261,12 @@ func (s *Store) Rename(r *Record, name string) error {
 		}
 		os.Remove(filepath.Join(s.names(), name))
 	}
+	// What Edit changed since the caller's look must not be lost.
+	now, err := s.Get(r.ID)
+	if err != nil {
+		return err
+	}
+	*r = *now
 	old := r.Name
 	if err := os.Symlink(filepath.Join("..", r.ID), filepath.Join(s.names(), name)); err != nil {
 		return err
@@ -275,6 +281,23 @@ func (s *Store) Rename(r *Record, name string) error {
 		os.Remove(filepath.Join(s.names(), old))
 	}
 	return disk.SyncDir(s.names())
+}
+
+// Edit changes a record as it is at this moment: of two edits at once none is lost.
+func (s *Store) Edit(id string, change func(*Record) error) error {
+	unlock, err := s.lockNames()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	r, err := s.Get(id)
+	if err != nil {
+		return err
+	}
+	if err := change(r); err != nil {
+		return err
+	}
+	return s.Put(r)
 }
 
 // Find resolves name, id or unique id prefix, in Docker's order: full id, name, prefix.

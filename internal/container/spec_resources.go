@@ -36,6 +36,9 @@ func Resources(h *container.Resources) (*specs.LinuxResources, error) {
 	res := &specs.LinuxResources{Memory: memory(h), Pids: pids(h)}
 	cpu, err := cpu(h)
 	res.CPU = cpu
+	if h.BlkioWeight != 0 {
+		res.BlockIO = &specs.LinuxBlockIO{Weight: &h.BlkioWeight}
+	}
 	return res, err
 }
 

@@ -86,22 +86,35 @@ func (f *File) Lex() *shell.Lex { return shell.NewLex(f.Escape) }
 
 // ParseTrigger reads an ONBUILD trigger as a command that stands at the given place.
 func ParseTrigger(trigger string, at []parser.Range) (instructions.Command, error) {
-	tree, err := parser.Parse(strings.NewReader(trigger))
+	c, err := parseOne(trigger, at)
 	if err != nil {
 		return nil, fault.Invalidf("ONBUILD trigger %q of the base image: %w", trigger, err)
 	}
+	return c, nil
+}
+
+// ParseChange reads an instruction that stands alone (commit --change).
+func ParseChange(text string) (instructions.Command, error) {
+	c, err := parseOne(text, nil)
+	if err != nil {
+		return nil, fault.Invalidf("change %q: %w", text, err)
+	}
+	return c, nil
+}
+
+func parseOne(text string, at []parser.Range) (instructions.Command, error) {
+	tree, err := parser.Parse(strings.NewReader(text))
+	if err != nil {
+		return nil, err
+	}
 	if len(tree.AST.Children) != 1 {
-		return nil, fault.Invalidf("ONBUILD trigger %q of the base image: not a single instruction", trigger)
+		return nil, fault.Invalidf("not a single instruction")
 	}
 	node := tree.AST.Children[0]
 	if len(at) > 0 {
 		node.StartLine, node.EndLine = at[0].Start.Line, at[len(at)-1].End.Line
 	}
-	c, err := instructions.ParseCommand(node)
-	if err != nil {
-		return nil, fault.Invalidf("ONBUILD trigger %q of the base image: %w", trigger, err)
-	}
-	return c, nil
+	return instructions.ParseCommand(node)
 }
 
 // check refuses text that no Dockerfile has, with its place.

@@ -122,11 +122,17 @@ func (e *Engine) record(o CreateOptions, img found) (*ctr.Record, []string, erro
 		ImageID: img.ID, Manifest: img.Desc.Digest, Stack: img.Stack,
 		Platform: "linux", Config: &c, Host: &h, Path: argv[0], Args: argv[1:],
 	}
-	if c.Hostname == "" && !h.UTSMode.IsHost() {
-		c.Hostname = r.ID[:12]
-	}
 	if err := checkHost(&c, &h); err != nil {
 		return nil, nil, err
+	}
+	if err := checkNetMode(o.Config, &h); err != nil {
+		return nil, nil, err
+	}
+	if err := e.joinNetMode(r); err != nil {
+		return nil, nil, err
+	}
+	if c.Hostname == "" && !h.UTSMode.IsHost() {
+		c.Hostname = r.ID[:12]
 	}
 	r.Networks = endpoints(&h, o.Networks)
 	return r, e.warnings(o, img), nil

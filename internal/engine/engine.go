@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/moby/moby/api/types/network"
 	"github.com/opencontainers/go-digest"
 
 	ctr "keg/internal/container"
@@ -30,6 +31,8 @@ type Options struct {
 	Root, Run string            // absolute
 	Env       map[string]string // of the caller: proxies, HOME, DOCKER_CONFIG
 	Version   string            // for the User-Agent
+
+	BuildQuota int64 // bytes that the build cache may keep; 0: a tenth of the file system
 }
 
 // Engine is one engine on one pair of directories. It holds no state but its rooms'
@@ -50,6 +53,7 @@ type Engine struct {
 type remote interface {
 	Resolve(ctx context.Context, ref image.Reference) (image.Descriptor, error)
 	Manifest(ctx context.Context, ref image.Reference, d image.Descriptor) ([]byte, error)
+	Tags(ctx context.Context, ref image.Reference) ([]string, error)
 	Blob(ctx context.Context, ref image.Reference, d image.Descriptor, offset int64) (io.ReadCloser, int64, error)
 	HasBlob(ctx context.Context, ref image.Reference, d digest.Digest) (bool, error)
 	MountBlob(ctx context.Context, ref image.Reference, d digest.Digest, from string) (bool, error)
@@ -82,10 +86,19 @@ type live interface {
 	Attach(ctx context.Context, s monitor.Stdio) (monitor.Exit, error)
 	Wait(ctx context.Context) (monitor.Exit, error)
 	Exec(ctx context.Context, r monitor.ExecRequest, s monitor.Stdio) (monitor.Exit, error)
+	StartExec(ctx context.Context, r monitor.ExecRequest, s monitor.Stdio) error
+	Resize(ctx context.Context, rows, cols uint16) error
+	ResizeExec(ctx context.Context, id string, rows, cols uint16) error
+	Info(ctx context.Context) (monitor.Info, error)
 	Kill(ctx context.Context, sig int) error
 	Stop(ctx context.Context, sig, timeout int) error
 	Pause(ctx context.Context) error
 	Unpause(ctx context.Context) error
+	Root(ctx context.Context) (*os.File, error)
+	Update(ctx context.Context) error
+	Renamed(ctx context.Context) error
+	Connect(ctx context.Context, e net.Endpoint) (*network.EndpointSettings, error)
+	Disconnect(ctx context.Context, name string) error
 	Close() error
 }
 

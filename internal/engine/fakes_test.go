@@ -6,11 +6,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -18,11 +20,13 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/moby/moby/api/types/network"
 	"github.com/opencontainers/go-digest"
 
 	"keg/internal/fault"
 	"keg/internal/image"
 	"keg/internal/monitor"
+	net "keg/internal/network"
 	"keg/internal/registry"
 )
 
@@ -87,6 +91,18 @@ func (f *fakeRegistry) Resolve(_ context.Context, ref image.Reference) (image.De
 		return d, fault.NotFoundf("manifest for %s not found: manifest unknown", ref.Familiar())
 	}
 	return d, nil
+}
+
+func (f *fakeRegistry) Tags(_ context.Context, ref image.Reference) (tags []string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for name := range f.tags {
+		if tag, ok := strings.CutPrefix(name, ref.Name()+":"); ok {
+			tags = append(tags, tag)
+		}
+	}
+	slices.Sort(tags)
+	return tags, nil
 }
 
 func (f *fakeRegistry) Manifest(_ context.Context, _ image.Reference, d image.Descriptor) ([]byte, error) {
@@ -380,6 +396,7 @@ type fakeLive struct {
 	exit   chan struct{}
 	code   int
 	calls  []string
+	refuse error         // of what changes a running container
 	linger time.Duration // between the exit and the end of cleaning up
 }
 
@@ -514,3 +531,29 @@ func (l *fakeLive) set(s string) error {
 func (l *fakeLive) Pause(context.Context) error   { return l.set("pause") }
 func (l *fakeLive) Unpause(context.Context) error { return l.set("unpause") }
 func (l *fakeLive) Close() error                  { return nil }
+func (l *fakeLive) Root(context.Context) (*os.File, error) {
+	return nil, notRunning(l.id)
+}
+
+func (l *fakeLive) StartExec(context.Context, monitor.ExecRequest, monitor.Stdio) error {
+	return l.set("exec")
+}
+func (l *fakeLive) Resize(_ context.Context, rows, cols uint16) error {
+	return l.set(fmt.Sprintf("resize %dx%d", cols, rows))
+}
+func (l *fakeLive) ResizeExec(_ context.Context, id string, rows, cols uint16) error {
+	return l.set(fmt.Sprintf("resize %s %dx%d", id, cols, rows))
+}
+func (l *fakeLive) Info(context.Context) (monitor.Info, error) {
+	return monitor.Info{Execs: []monitor.ExecInfo{{ID: "x", Pid: 7, Running: true}}}, nil
+}
+func (l *fakeLive) change(what string) error { l.called(what); return l.refuse }
+
+func (l *fakeLive) Update(context.Context) error  { return l.change("update") }
+func (l *fakeLive) Renamed(context.Context) error { return l.change("renamed") }
+func (l *fakeLive) Connect(_ context.Context, e net.Endpoint) (*network.EndpointSettings, error) {
+	return &e.Settings, l.change("connect " + e.Network)
+}
+func (l *fakeLive) Disconnect(_ context.Context, name string) error {
+	return l.change("disconnect " + name)
+}

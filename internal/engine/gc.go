@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -113,7 +115,7 @@ func (e *Engine) collect(ctx context.Context) (freed, error) {
 	f.layers, f.bytes = layers, n
 	blobs, n, err := e.store.Sweep(ctx, grace, e.blobsInUse)
 	f.blobs, f.bytes = blobs, f.bytes+n
-	return f, errors.Join(err, e.dropDerived())
+	return f, errors.Join(err, e.store.DropLinks(ctx, grace), e.dropDerived())
 }
 
 // sweepOrphans removes writable layers whose container was never written down: its
@@ -153,6 +155,7 @@ func (e *Engine) stacksInUse() ([][]digest.Digest, error) {
 	for _, id := range ids {
 		if r, err := e.containers.Get(id); err == nil {
 			stacks = append(stacks, r.Stack)
+			stacks = slices.AppendSeq(stacks, maps.Values(r.ImageMounts))
 		}
 	}
 	steps, err := e.steps()

@@ -219,7 +219,7 @@ func (e *Engine) Rename(ctx context.Context, ref, name string) error {
 		return err
 	}
 	e.containerEvent("rename", r, map[string]string{"oldName": "/" + old})
-	return nil
+	return e.tellMonitor(ctx, r.ID, live.Renamed)
 }
 
 // RemoveOptions are those of docker rm.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
+	"github.com/opencontainers/go-digest"
 
 	ctr "keg/internal/container"
 	"keg/internal/fault"
@@ -26,11 +27,13 @@ type wanted struct {
 	make   bool // make a missing source directory (-v, not --mount)
 	labels map[string]string
 	driver map[string]string
+	stack  []digest.Digest // of an image
+	sub    string          // the part of a volume or image that is mounted
 }
 
 // mounts makes the volumes and checks the binds of a container: those of --volumes-from,
 // then -v, then --mount, then the anonymous ones that config.Volumes still lacks.
-func (e *Engine) mounts(ctx context.Context, r *ctr.Record, u *undo) ([]container.MountPoint, error) {
+func (e *Engine) mounts(ctx context.Context, r *ctr.Record, u *undo) (_ []container.MountPoint, err error) {
 	var all []wanted
 	for _, from := range r.Host.VolumesFrom {
 		ws, err := e.volumesFrom(from)
@@ -44,6 +47,9 @@ func (e *Engine) mounts(ctx context.Context, r *ctr.Record, u *undo) ([]containe
 		if err != nil {
 			return nil, err
 		}
+		if w.Type == mount.TypeVolume {
+			w.Driver = r.Host.VolumeDriver
+		}
 		all = replace(all, w)
 	}
 	for _, m := range r.Host.Mounts {
@@ -54,7 +60,7 @@ func (e *Engine) mounts(ctx context.Context, r *ctr.Record, u *undo) ([]containe
 		all = replace(all, w)
 	}
 	for _, dest := range slices.Sorted(maps.Keys(r.Config.Volumes)) {
-		w := wanted{MountPoint: container.MountPoint{Type: mount.TypeVolume, Destination: path.Clean(dest), RW: true}}
+		w := wanted{MountPoint: container.MountPoint{Type: mount.TypeVolume, Destination: path.Clean(dest), RW: true, Driver: r.Host.VolumeDriver}}
 		if _, tmpfs := r.Host.Tmpfs[dest]; tmpfs || has(all, w.Destination) {
 			continue
 		}
@@ -62,6 +68,23 @@ func (e *Engine) mounts(ctx context.Context, r *ctr.Record, u *undo) ([]containe
 	}
 	mps := []container.MountPoint{}
 	for _, w := range all {
+		if w.Type == mount.TypeImage && w.stack == nil {
+			if w, err = e.imageMount(ctx, w); err != nil {
+				return nil, err
+			}
+		}
+		if w.stack != nil {
+			if r.ImageMounts == nil {
+				r.ImageMounts = map[string][]digest.Digest{}
+			}
+			r.ImageMounts[w.Destination] = w.stack
+		}
+		if w.sub != "" {
+			if r.Subpaths == nil {
+				r.Subpaths = map[string]string{}
+			}
+			r.Subpaths[w.Destination] = w.sub
+		}
 		mp, err := e.realise(ctx, w, u)
 		if err != nil {
 			return nil, err
@@ -88,7 +111,7 @@ func (e *Engine) realise(ctx context.Context, w wanted, u *undo) (container.Moun
 		return mp, err
 	}
 	switch mp.Type {
-	case mount.TypeTmpfs:
+	case mount.TypeTmpfs, mount.TypeImage:
 		return mp, nil
 	case mount.TypeBind:
 		return mp, bindSource(mp.Source, w.make)
@@ -257,6 +280,7 @@ func parseMount(m mount.Mount) (wanted, error) {
 		}
 		if v := m.VolumeOptions; v != nil {
 			w.labels = v.Labels
+			w.sub = v.Subpath
 			if v.DriverConfig != nil {
 				w.Driver, w.driver = v.DriverConfig.Name, v.DriverConfig.Options
 			}
@@ -265,9 +289,41 @@ func parseMount(m mount.Mount) (wanted, error) {
 		if m.Source != "" {
 			return w, fault.Invalidf("invalid mount config for type \"tmpfs\": field Source must not be specified")
 		}
+	case mount.TypeImage:
+		if m.Source == "" {
+			return w, fault.Invalidf("invalid mount config for type \"image\": field Source must not be empty")
+		}
+		w.Source, w.RW = m.Source, false
+		if m.ImageOptions != nil {
+			w.sub = m.ImageOptions.Subpath
+		}
 	default:
-		return w, fault.Unsupportedf("invalid mount config for type %q: keg mounts bind, volume and tmpfs", m.Type)
+		return w, fault.Unsupportedf("invalid mount config for type %q: keg mounts bind, volume, tmpfs and image", m.Type)
 	}
+	return w, checkSubpath(m, w.sub)
+}
+
+// checkSubpath: links in the volume are dealt with when it is opened; a path that leaves it
+// by itself is a mistake to tell at once.
+func checkSubpath(m mount.Mount, sub string) error {
+	switch {
+	case sub == "":
+		return nil
+	case m.Source == "":
+		return fault.Invalidf("invalid mount config for type %q: must specify %s name when using subpath", m.Type, m.Type)
+	case !filepath.IsLocal(sub):
+		return fault.Invalidf("invalid mount config for type %q: subpath must be a relative path within the %s", m.Type, m.Type)
+	}
+	return nil
+}
+
+// imageMount finds the layers of an image that is to be mounted; it must be here.
+func (e *Engine) imageMount(ctx context.Context, w wanted) (wanted, error) {
+	f, err := e.lookup(ctx, w.Source)
+	if err != nil {
+		return w, err
+	}
+	w.stack = f.Stack
 	return w, nil
 }
 
@@ -284,7 +340,7 @@ func (e *Engine) volumesFrom(spec string) ([]wanted, error) {
 	var ws []wanted
 	for _, mp := range r.Mounts {
 		mp.RW = mp.RW && mode != "ro"
-		ws = append(ws, wanted{MountPoint: mp})
+		ws = append(ws, wanted{MountPoint: mp, stack: r.ImageMounts[mp.Destination], sub: r.Subpaths[mp.Destination]})
 	}
 	return ws, nil
 }

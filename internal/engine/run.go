@@ -107,10 +107,7 @@ func (e *Engine) start(ctx context.Context, r *ctr.Record, attach *monitor.Stdio
 type spawner func(ctx context.Context, id string, attach *monitor.Stdio) (live, error)
 
 func (e *Engine) startWith(ctx context.Context, spawn spawner, r *ctr.Record, attach *monitor.Stdio) (monitor.Exit, error) {
-	if err := e.settle(ctx, r.ID); err != nil {
-		return monitor.Exit{Code: exitEngine}, err
-	}
-	c, err := spawn(ctx, r.ID, attach)
+	c, err := e.spawn(ctx, spawn, r.ID, attach)
 	if fault.Is(err, fault.NotModified) && attach == nil {
 		return monitor.Exit{}, nil // somebody else started it just now
 	}
@@ -122,6 +119,13 @@ func (e *Engine) startWith(ctx context.Context, spawn spawner, r *ctr.Record, at
 		return monitor.Exit{}, nil
 	}
 	return c.Wait(ctx)
+}
+
+func (e *Engine) spawn(ctx context.Context, spawn spawner, id string, attach *monitor.Stdio) (live, error) {
+	if err := e.settle(ctx, id); err != nil {
+		return nil, err
+	}
+	return spawn(ctx, id, attach)
 }
 
 // settle waits until nobody holds the container's lock: the monitor of an earlier run

@@ -30,7 +30,7 @@ func Apply(ctx context.Context, r io.Reader, root *os.File, o Options) (Result, 
 		return Result{}, err
 	}
 	defer a.dirs.forget()
-	f := newFeed(ctx, r)
+	f := newFeed(ctx, r, o.NoDigest)
 	err = a.all(f)
 	f.stop()
 	if err != nil {
@@ -133,6 +133,10 @@ func (a *applier) all(f *feed) error {
 
 // readError tells a broken tar, which is the image's fault, from our own troubles.
 func (a *applier) readError(what string, err error) error {
+	var r *refusal
+	if errors.As(err, &r) {
+		return err
+	}
 	if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return fault.Invalidf("%s: %w", what, err)
 	}

@@ -3,11 +3,13 @@ package layer
 import (
 	"bufio"
 	"bytes"
+	"compress/bzip2"
 	"errors"
 	"io"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
 
 	"keg/internal/fault"
 	"keg/internal/image"
@@ -60,6 +62,41 @@ func Sniff(head []byte) image.Compression {
 // skippable frames (RFC 8878 section 3.1.2) open the files of some zstd writers.
 func skippable(head []byte) bool {
 	return len(head) >= 4 && head[0]&0xf0 == 0x50 && head[1] == 0x2a && head[2] == 0x4d && head[3] == 0x18
+}
+
+// Inflate returns the tar in an archive that people hand over, however it is
+// compressed: gzip, zstd, xz, bzip2 or not at all. No other program is started.
+func Inflate(r io.Reader) (io.ReadCloser, error) {
+	b := bufio.NewReaderSize(r, 256<<10)
+	head, err := b.Peek(6)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	switch {
+	case bytes.HasPrefix(head, []byte("BZh")):
+		return io.NopCloser(&named{bzip2.NewReader(b), "bzip2"}), nil
+	case bytes.HasPrefix(head, []byte("\xfd7zXZ\x00")):
+		z, err := xz.ReaderConfig{DictCap: maxWindow}.NewReader(b)
+		if err != nil {
+			return nil, broken("xz", err)
+		}
+		return io.NopCloser(&named{z, "xz"}), nil
+	}
+	return Decompress(b, Sniff(head))
+}
+
+// named tells damage from the end.
+type named struct {
+	r    io.Reader
+	name string
+}
+
+func (n *named) Read(p []byte) (int, error) {
+	k, err := n.r.Read(p)
+	if err != nil && err != io.EOF {
+		err = broken(n.name, err)
+	}
+	return k, err
 }
 
 type inflater struct {

@@ -32,6 +32,8 @@ type DiffOptions struct {
 	Root   *Attr
 	Recipe io.Writer // receives the recipe, when set
 	Tar    io.Writer // receives the tar itself, when set
+
+	NoDigest bool // DiffID is not asked for; with Recipe it always is
 }
 
 // Attr of a directory.
@@ -76,15 +78,17 @@ type differ struct {
 type inode struct{ dev, ino uint64 }
 
 func newDiffer(ctx context.Context, o DiffOptions, layer bool) *differ {
-	d := &differ{ctx: ctx, o: o, layer: layer, out: newSink(o.Tar), first: map[inode]string{}, sum: sha256.New()}
+	d := &differ{ctx: ctx, o: o, layer: layer, out: newSink(o.Tar, o.NoDigest), first: map[inode]string{}, sum: sha256.New()}
 	if o.Recipe != nil {
 		d.rec = newRecorder(o.Recipe)
 	}
 	return d
 }
 
-func (d *differ) all(root *os.File) (Diffed, error) {
-	err := d.root(root)
+func (d *differ) all(root *os.File) (Diffed, error) { return d.finish(d.root(root)) }
+
+// finish ends the archive after its entries were written, or could not be.
+func (d *differ) finish(err error) (Diffed, error) {
 	if err == nil {
 		d.literal(make([]byte, 1024)) // two zero blocks end an archive
 	}
@@ -174,7 +178,8 @@ func (d *differ) entry(fd int, base, name string, fresh bool) (removed bool, err
 	case d.layer && strings.HasPrefix(base, whPrefix):
 		return false, fault.Invalidf("a name that begins with %q cannot be kept in a layer, where it means a deletion", whPrefix)
 	}
-	h := &tar.Header{Name: name, Mode: int64(st.Mode & permBits), Uid: int(st.Uid), Gid: int(st.Gid), ModTime: d.time(&st)}
+	h := tarHeader(&st, d.time(&st))
+	h.Name = name
 	if kind != unix.S_IFDIR && st.Nlink > 1 {
 		key := inode{uint64(st.Dev), st.Ino}
 		if first, ok := d.first[key]; ok {
@@ -210,6 +215,10 @@ func (d *differ) entry(fd int, base, name string, fresh bool) (removed bool, err
 		return false, err
 	}
 	return false, d.settime(fd, base, h.ModTime, &st)
+}
+
+func tarHeader(st *unix.Stat_t, t time.Time) *tar.Header {
+	return &tar.Header{Mode: int64(st.Mode & permBits), Uid: int(st.Uid), Gid: int(st.Gid), ModTime: t}
 }
 
 // time is the modification time as the tar has it.
@@ -346,6 +355,9 @@ func (d *differ) file(fd int, base string, h *tar.Header, st *unix.Stat_t) error
 		return err
 	}
 	defer unix.Close(f)
+	if err := same(f, st); err != nil {
+		return err
+	}
 	if err := d.header(h); err != nil {
 		return err
 	}
@@ -418,9 +430,9 @@ type sink struct {
 	err  error
 }
 
-func newSink(w io.Writer) *sink {
+func newSink(w io.Writer, noDigest bool) *sink {
 	free := newBlocks()
-	return &sink{free: free, sum: newSum(free), w: w}
+	return &sink{free: free, sum: newSum(free, noDigest), w: w}
 }
 
 // space is room for the next bytes, to be filled and given over with advance.

@@ -63,8 +63,12 @@ type Options struct {
 	// none at all.
 	SingleID bool
 	// Owner, when set, replaces the owner of every entry.
-	Owner  *Owner
+	Owner *Owner
+	// Shown is what errors call the root ("" = "/").
+	Shown  string
 	Limits Limits
+	// NoDigest saves the time for Result.DiffID when nobody asks for it.
+	NoDigest bool
 	// Recipe, when set, receives the recipe for OpenTar. Result.Recorded tells whether
 	// it is whole.
 	Recipe io.Writer

@@ -34,7 +34,7 @@ func (a *applier) create(d *dir, base string, make func() error) error {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		if a.o.Whiteouts == Plain {
-			return fault.Invalidf("cannot overwrite directory with non-directory")
+			return a.inTheWay("cannot overwrite directory %q with non-directory %q", d, base)
 		}
 		a.dirs.forgetBut(d)
 		if err := RemoveAt(d.fd, base); err != nil {
@@ -215,10 +215,28 @@ func (a *applier) overExisting(d *dir, base string) (fresh, hides bool, err erro
 		if st.Mode&unix.S_IFMT == unix.S_IFLNK && a.leadsToDir(d, base) {
 			return false, false, nil
 		}
-		return false, false, fault.Invalidf("cannot overwrite non-directory with directory")
+		return false, false, a.inTheWay("cannot overwrite non-directory %q with directory %q", d, base)
 	}
 	err = a.create(d, base, func() error { return unix.Mkdirat(d.fd, base, 0o700) })
 	return err == nil, whiteout(&st) && a.o.Whiteouts == Overlay, err
+}
+
+// inTheWay is Docker's refusal to replace one kind of file by another.
+func (a *applier) inTheWay(format string, d *dir, base string) error {
+	top := orElse(a.o.Shown, "/")
+	return &refusal{fault.Invalidf(format, path.Join(top, a.dirs.realName(d, base)), top)}
+}
+
+// refusal is an error that says all by itself.
+type refusal struct{ error }
+
+func (r *refusal) Unwrap() error { return r.error }
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
 }
 
 // leadsToDir: on merged-usr systems an archive's lib/ goes to where /lib points.

@@ -31,7 +31,7 @@ type Conn struct {
 	mu sync.Mutex // of writing
 	id string
 
-	session *session // of Spawn's attachment
+	session *session // of Spawn's attachment or StartExec
 }
 
 // errGone: the monitor ended without a word.
@@ -204,16 +204,24 @@ func (c *Conn) Wait(ctx context.Context) (Exit, error) { return c.Attach(ctx, St
 
 // Exec runs a process in the container; with Detach it returns once it was started.
 func (c *Conn) Exec(ctx context.Context, r ExecRequest, s Stdio) (Exit, error) {
+	if err := c.StartExec(ctx, r, s); err != nil || r.Detach {
+		return Exit{}, err
+	}
+	return c.session.wait(ctx)
+}
+
+// StartExec is Exec up to the moment when the program runs; Wait then waits for its end.
+func (c *Conn) StartExec(ctx context.Context, r ExecRequest, s Stdio) error {
 	a := wants(s)
 	a.Rows, a.Cols = r.Rows, r.Cols
 	r.Stdin = r.Stdin && s.In != nil
 	if err := c.call(ctx, request{Op: "exec", Exec: &r, Attach: &a}, nil); err != nil {
-		return Exit{}, err
+		return err
 	}
-	if r.Detach {
-		return Exit{}, nil
+	if !r.Detach {
+		c.session = c.begin(s)
 	}
-	return c.begin(s).wait(ctx)
+	return nil
 }
 
 func wants(s Stdio) attachment {
@@ -387,4 +395,28 @@ func (d *detachKeys) feed(b []byte) (out []byte, detached bool) {
 		}
 	}
 	return out, false
+}
+
+// Root opens the root directory of the container's program, with all that is mounted
+// below it, as the program sees it. Reach files through linux.OpenInRoot only: links in
+// there are the container's.
+func (c *Conn) Root(ctx context.Context) (*os.File, error) {
+	before, err := c.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if before.Pid == 0 {
+		return nil, fault.Conflictf("container %s is not running", c.id)
+	}
+	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", before.Pid), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the root of container %s: %w", c.id, err)
+	}
+	// Only the monitor reaps its child: when it still has it, the number meant it.
+	after, err := c.Info(ctx)
+	if err != nil || after.Pid != before.Pid {
+		f.Close()
+		return nil, errors.Join(err, fault.Conflictf("container %s is not running", c.id))
+	}
+	return f, nil
 }

@@ -44,7 +44,12 @@ func (m *monitor) attachNetwork(ctx context.Context) <-chan attached {
 		c <- attached{hosts: hosts, resolv: resolv, err: err}
 	default:
 		go func() {
-			a, err := m.networks.Attach(ctx, networkRequest(m.rec))
+			q := networkRequest(m.rec)
+			err := m.addLinks(&q)
+			var a *network.Attachment
+			if err == nil {
+				a, err = m.networks.Attach(ctx, q)
+			}
 			if err != nil {
 				c <- attached{err: err}
 				return
@@ -58,7 +63,7 @@ func (m *monitor) attachNetwork(ctx context.Context) <-chan attached {
 // networkRequest is what a record says about its network.
 func networkRequest(r *container.Record) network.Request {
 	h := r.Host
-	q := network.Request{ID: r.ID, Name: r.Name, Hostname: r.Config.Hostname, ExtraHosts: h.ExtraHosts,
+	q := network.Request{ID: r.ID, Name: r.Name, Hostname: r.Config.Hostname, Domainname: r.Config.Domainname, ExtraHosts: h.ExtraHosts,
 		Search: h.DNSSearch, Options: h.DNSOptions}
 	if q.Hostname == "" {
 		q.Hostname = r.ID[:12]

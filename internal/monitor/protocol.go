@@ -36,6 +36,7 @@ import (
 	"time"
 
 	"keg/internal/fault"
+	"keg/internal/network"
 	"keg/internal/sandbox"
 )
 
@@ -75,6 +76,8 @@ type request struct {
 	Signal     int          `json:",omitempty"`
 	Timeout    int          `json:",omitempty"`
 	Rows, Cols uint16       `json:",omitempty"`
+
+	Endpoint *network.Endpoint `json:",omitempty"` // connect; of disconnect only the network
 }
 
 // attachment tells which streams a front end wants.

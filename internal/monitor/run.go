@@ -13,7 +13,6 @@ import (
 
 	dcontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
-	"github.com/moby/moby/api/types/mount"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -34,8 +33,9 @@ type run struct {
 	in      *sink    // nil: the container has no stdin
 	console *os.File // of a terminal
 	net     *network.Attachment
-	volumes []func() // releases
-	root    int      // descriptor of the root, -1 when closed
+	volumes []func()          // releases
+	sources map[string]string // where it is not the record's: destination -> source of a mount
+	root    int               // descriptor of the root, -1 when closed
 	files   []*os.File
 	started time.Time
 	exit    Exit          // once done is closed
@@ -68,7 +68,7 @@ func (m *monitor) start(starter *link, attach *attachment) (_ *run, err error) {
 			return nil, err
 		}
 	}
-	if r.spec, err = container.Spec(m.rec, opts); err != nil {
+	if r.spec, err = container.Spec(r.withSources(m.rec), opts); err != nil {
 		return nil, err
 	}
 	log, err := m.containers.OpenLog(m.rec)
@@ -228,35 +228,6 @@ func (m *monitor) prepare(ctx context.Context, r *run) (o container.SpecOptions,
 		}
 	}
 	return o, m.joinOthers(r, &o)
-}
-
-func (m *monitor) prepareVolumes(ctx context.Context, r *run) error {
-	noCopy := map[string]bool{}
-	for _, x := range m.rec.Host.Mounts {
-		noCopy[x.Target] = x.VolumeOptions != nil && x.VolumeOptions.NoCopy
-	}
-	for i := range m.rec.Mounts {
-		p := &m.rec.Mounts[i]
-		if p.Type != mount.TypeVolume || p.Name == "" {
-			continue
-		}
-		release, err := m.volumes.Use(p.Name)
-		if err != nil {
-			return err
-		}
-		r.volumes = append(r.volumes, release)
-		v, err := m.volumes.Get(p.Name)
-		if err != nil {
-			return err
-		}
-		// Not when a part of the volume is mounted: its source is not the data itself.
-		if !noCopy[p.Destination] && p.Source == v.Mountpoint {
-			if err := m.volumes.CopyUp(ctx, r.root, p.Destination, p.Name); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // streams makes the program's standard streams: pipes, /dev/null, or nothing for a terminal.

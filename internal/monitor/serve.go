@@ -199,6 +199,12 @@ func (m *monitor) dispatch(l *link, q *request) bool {
 		err = m.resize(q.ID, q.Rows, q.Cols)
 	case "update":
 		err = m.update()
+	case "connect":
+		v, err = m.connect(q.Endpoint)
+	case "disconnect":
+		err = m.disconnect(q.Endpoint)
+	case "rename":
+		err = m.renamed()
 	case "info":
 		v = m.info()
 	default:

@@ -32,6 +32,7 @@ type dnsNetwork struct {
 	name  string
 	names *nameFile
 	nets  []netip.Prefix
+	links map[string]string // names of this container's own: alias -> name
 }
 
 // A resolver answers for one container.
@@ -212,10 +213,9 @@ func (r *resolver) lookup(name string) ([]netip.Addr, bool) {
 	name = strings.ToLower(strings.TrimSuffix(name, "."))
 	var out []netip.Addr
 	for _, n := range r.networks {
-		t := n.names.load()
-		out = append(out, t.byName[name]...)
-		if short, ok := strings.CutSuffix(name, "."+strings.ToLower(n.name)); ok {
-			out = append(out, t.byName[short]...)
+		t, names := n.of(name)
+		for _, s := range names {
+			out = append(out, t.byName[s]...)
 		}
 	}
 	return out, len(out) > 0

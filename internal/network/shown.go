@@ -67,7 +67,9 @@ func (a *Attachment) joinDNS(e *end) {
 	switch {
 	case a.dns == nil:
 	case e.rec.userDefined():
-		a.dns.join(a.s.dnsNetwork(e.rec), !e.rec.Network.Internal)
+		n := a.s.dnsNetwork(e.rec)
+		n.links = linksOf(e.ask)
+		a.dns.join(n, !e.rec.Network.Internal)
 	default:
 		a.dns.join(dnsNetwork{name: e.rec.Network.Name, names: &nameFile{}}, true)
 	}

@@ -14,8 +14,9 @@ type Config struct {
 	DockerConfig string            // directory; "" = $DOCKER_CONFIG, else $HOME/.docker (both of Env), else none
 	Env          map[string]string // HTTP_PROXY and friends, HOME, PATH for credential helpers
 	UserAgent    string
-	Insecure     []string // registries allowed over plain HTTP beside loopback
-	SystemDir    string   // "" = /etc
+	Accounts     []Account // to use with their registries in place of saved credentials
+	Insecure     []string  // registries allowed over plain HTTP beside loopback
+	SystemDir    string    // "" = /etc
 }
 
 // Client talks to registries. It may be used by many goroutines at once.

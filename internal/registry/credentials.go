@@ -27,6 +27,12 @@ import (
 type Credentials struct{ Username, Password, IdentityToken string }
 
 // String hides the secrets, wherever credentials are printed by accident.
+// Account is who somebody is at one registry; no other one learns of it.
+type Account struct {
+	Registry string
+	Credentials
+}
+
 func (c Credentials) String() string   { return fmt.Sprintf("{%s ***}", c.Username) }
 func (c Credentials) GoString() string { return c.String() }
 
@@ -141,6 +147,11 @@ func (d *dockerConfig) helper(registry string) string {
 
 // Stored returns what is saved for a registry; the zero value when nothing is.
 func (c *Client) Stored(ctx context.Context, registry string) (Credentials, error) {
+	for _, a := range c.cfg.Accounts {
+		if canonical(a.Registry) == canonical(registry) {
+			return a.Credentials, nil
+		}
+	}
 	d, err := readDockerConfig(c.cfg)
 	if err != nil {
 		return Credentials{}, err

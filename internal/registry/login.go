@@ -18,15 +18,9 @@ import (
 // was nothing to forget.
 func (c *Client) Login(ctx context.Context, registry string, cr Credentials) (string, error) {
 	registry = canonical(registry)
-	home, err := c.home(image.Reference{Registry: registry, Repository: "x"})
+	home, pin, err := c.check(ctx, registry, &cr)
 	if err != nil {
 		return "", err
-	}
-	ep := newEndpoint(c, home.host, home.insecure) // knows no older account
-	ep.auth.asked, ep.auth.creds = true, cr
-	pin, err := c.checkLogin(ctx, ep, &cr)
-	if err != nil {
-		return "", loginError(registry, ep, err)
 	}
 	if err := c.save(ctx, registry, cr); err != nil {
 		return "", err
@@ -34,8 +28,28 @@ func (c *Client) Login(ctx context.Context, registry string, cr Credentials) (st
 	if err := c.pinRealm(registry, pin); err != nil {
 		return "", err
 	}
-	c.forgetTokens(home.host)
+	c.forgetTokens(home)
 	return "Login Succeeded", nil
+}
+
+// Check is Login without saving anything. It returns what to use from now on: an identity
+// token in place of the password when the registry gives one.
+func (c *Client) Check(ctx context.Context, registry string, cr Credentials) (Credentials, error) {
+	_, _, err := c.check(ctx, canonical(registry), &cr)
+	return cr, err
+}
+
+func (c *Client) check(ctx context.Context, registry string, cr *Credentials) (host, pin string, err error) {
+	home, err := c.home(image.Reference{Registry: registry, Repository: "x"})
+	if err != nil {
+		return "", "", err
+	}
+	ep := newEndpoint(c, home.host, home.insecure) // knows no older account
+	ep.auth.asked, ep.auth.creds = true, *cr
+	if pin, err = c.checkLogin(ctx, ep, cr); err != nil {
+		return "", "", loginError(registry, ep, err)
+	}
+	return home.host, pin, nil
 }
 
 // checkLogin asks for /v2/ and answers its challenge. Who logs in has named this registry, so

@@ -1,6 +1,8 @@
 package snapshot
 
 import (
+	"errors"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -53,8 +55,9 @@ func (s *Store) Usage(key string) (int64, error) {
 
 // Changes lists what key changed, sorted by path (docker diff). A directory counts as
 // modified when something in it changed or its own attributes did. It may be asked
-// while a container runs.
-func (s *Store) Changes(key string) ([]Change, error) {
+// while a container runs. omit are places for mounts that whoever runs programs makes:
+// as long as they are empty they are no change of the program's.
+func (s *Store) Changes(key string, omit ...string) ([]Change, error) {
 	p, err := s.parents(key)
 	if err != nil {
 		return nil, err
@@ -69,9 +72,12 @@ func (s *Store) Changes(key string) ([]Change, error) {
 		return nil, err
 	}
 	defer unix.Close(view)
-	c := changes{view: view, opaque: layer.OpaqueXattr(s.opt.UserXattr), found: map[string]Kind{}}
+	c := changes{view: view, opaque: layer.OpaqueXattr(s.opt.UserXattr), found: map[string]Kind{}, touched: map[string]bool{}}
 	if err := layer.Walk(upper, c.entry); err != nil {
 		return nil, err
+	}
+	for _, p := range omit {
+		c.omit(upper, strings.TrimPrefix(p, "/"))
 	}
 	return c.sorted(), nil
 }
@@ -80,6 +86,8 @@ type changes struct {
 	view   int
 	opaque string
 	found  map[string]Kind
+
+	touched map[string]bool // directories of which only the time changed
 }
 
 func (c *changes) entry(e layer.Entry) (descend bool, err error) {
@@ -103,6 +111,7 @@ func (c *changes) entry(e layer.Entry) (descend bool, err error) {
 	default:
 		if e.Stat.Mode != below.Mode || e.Stat.Uid != below.Uid || e.Stat.Gid != below.Gid || e.Stat.Mtim != below.Mtim {
 			c.add(e.Path, Modified)
+			c.touched[e.Path] = e.Stat.Mode == below.Mode && e.Stat.Uid == below.Uid && e.Stat.Gid == below.Gid
 		}
 		if v, _ := e.Xattr(c.opaque); v == "y" {
 			return true, c.hidden(e)
@@ -128,6 +137,54 @@ func (c *changes) hidden(e layer.Entry) error {
 		}
 	}
 	return nil
+}
+
+// omit forgets an empty place for a mount, and the directories above that changed by
+// it alone.
+func (c *changes) omit(upper *os.File, p string) {
+	if k, ok := c.found[p]; !ok || k != Added || !bare(upper, p) {
+		return
+	}
+	for {
+		delete(c.found, p)
+		i := strings.LastIndexByte(p, '/')
+		if i < 0 {
+			return
+		}
+		p = p[:i]
+		if k := c.found[p]; k == Deleted || k == Modified && !c.touched[p] || c.below(p) {
+			return
+		}
+	}
+}
+
+// below reports whether anything in a directory changed.
+func (c *changes) below(dir string) bool {
+	for p := range c.found {
+		if strings.HasPrefix(p, dir+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// bare reports whether an entry is an empty file or directory.
+func bare(root *os.File, p string) bool {
+	a, err := layer.Look(root, p, false)
+	if err != nil {
+		return false
+	}
+	defer a.Close()
+	if !a.IsDir() {
+		return a.IsRegular() && a.Stat.Size == 0
+	}
+	d, err := a.OpenDir()
+	if err != nil {
+		return false
+	}
+	defer d.Close()
+	_, err = d.Readdirnames(1)
+	return errors.Is(err, io.EOF)
 }
 
 func openIn(root int, p string) (*os.File, error) {

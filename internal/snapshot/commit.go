@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -19,6 +20,7 @@ import (
 type CommitOptions struct {
 	Epoch *time.Time // newer file times are clamped to it
 	Copy  bool       // leave the active directory usable (commit of a container)
+	Omit  []string   // with Copy: places for mounts that are left out while they are empty
 }
 
 // Committed describes a layer made by Commit.
@@ -52,6 +54,9 @@ func (s *Store) Commit(ctx context.Context, key string, o CommitOptions) (c Comm
 	if o.Copy {
 		dir = hold.Path + "/diff"
 		if err := copyUpper(ctx, s.Upper(key), dir); err != nil {
+			return c, fmt.Errorf("commit %s: %w", key, err)
+		}
+		if err := s.omit(p, dir, o.Omit); err != nil {
 			return c, fmt.Errorf("commit %s: %w", key, err)
 		}
 	}
@@ -94,6 +99,67 @@ func copyUpper(ctx context.Context, from, to string) error {
 	}
 	defer dst.Close()
 	return layer.CopyTree(ctx, src, dst)
+}
+
+// omit takes empty places for mounts out of a copy, and the directories that are only
+// there for them.
+func (s *Store) omit(p parents, dir string, paths []string) error {
+	root, err := openRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	below := belowView{s: s, stack: p.Stack, fd: -1}
+	defer below.close()
+	for _, at := range paths {
+		for at = strings.Trim(at, "/"); at != ""; at = at[:max(0, strings.LastIndexByte(at, '/'))] {
+			if gone, err := s.omitOne(root, &below, at); err != nil {
+				return err
+			} else if !gone {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// omitOne removes an entry that says nothing: new and empty, or an empty directory that
+// looks as the one below.
+func (s *Store) omitOne(root *os.File, below *belowView, p string) (gone bool, err error) {
+	if !bare(root, p) {
+		return false, nil
+	}
+	a, err := layer.Look(root, p, false)
+	if err != nil {
+		return false, err
+	}
+	defer a.Close()
+	exists, isDir, err := below.look(p)
+	if err != nil {
+		return false, err
+	}
+	if exists {
+		var st unix.Stat_t
+		if !isDir || !a.IsDir() {
+			return false, nil
+		}
+		if _, err := lookAt(below.fd, p, &st); err != nil || st.Mode != a.Stat.Mode || st.Uid != a.Stat.Uid || st.Gid != a.Stat.Gid {
+			return false, err
+		}
+		d, err := a.OpenDir()
+		if err != nil {
+			return false, err
+		}
+		defer d.Close()
+		if n, err := unix.Fgetxattr(int(d.Fd()), layer.OpaqueXattr(s.opt.UserXattr), make([]byte, 1)); err == nil && n > 0 {
+			return false, nil
+		}
+	}
+	flags := 0
+	if a.IsDir() {
+		flags = unix.AT_REMOVEDIR
+	}
+	return true, unix.Unlinkat(int(a.Dir.Fd()), a.Base, flags)
 }
 
 // diff makes dir the layer on top of p, and writes its recipe.

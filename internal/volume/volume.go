@@ -216,6 +216,37 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 	return nil
 }
 
+// Rename gives a volume another name. The caller has checked that no container refers to it.
+func (s *Store) Rename(ctx context.Context, from, to string) error {
+	if _, err := s.Get(from); err != nil {
+		return err
+	}
+	if err := checkName(to); err != nil {
+		return err
+	}
+	if err := s.unmountIdle(from); err != nil {
+		return fault.Conflictf("rename %s: volume is in use", from)
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, s.volume(from), unix.AT_FDCWD, s.volume(to), unix.RENAME_NOREPLACE)
+	switch {
+	case errors.Is(err, unix.EEXIST), errors.Is(err, unix.ENOTEMPTY):
+		return fault.Conflictf("a volume named %s exists already", to)
+	case err != nil:
+		return &os.LinkError{Op: "rename", Old: s.volume(from), New: s.volume(to), Err: err}
+	}
+	// Named now: it is no longer one that goes with its container.
+	var r record
+	if err := disk.GetJSON(s.recordOf(to), &r); err == nil {
+		if _, anonymous := r.Labels[AnonymousLabel]; anonymous {
+			delete(r.Labels, AnonymousLabel)
+			if err := disk.PutJSON(s.recordOf(to), r); err != nil {
+				return err
+			}
+		}
+	}
+	return disk.SyncDir(s.dir())
+}
+
 // Size returns the bytes of data (allocated blocks, hard links once).
 func (s *Store) Size(name string) (int64, error) {
 	v, err := s.Get(name)

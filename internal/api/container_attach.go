@@ -1,0 +1,345 @@
+package api
+
+// start, wait, attach, logs, resize.
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+
+	ctr "keg/internal/container"
+	"keg/internal/engine"
+	"keg/internal/fault"
+	"keg/internal/monitor"
+)
+
+func (s *Server) containerStart(w *reply, r *request) error {
+	// A start is finished whoever asked for it: half of one helps nobody.
+	ctx := context.WithoutCancel(r.Context())
+	if n := r.ContentLength; n > 2 || n < 0 {
+		return fault.Invalidf("starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24")
+	}
+	c, err := s.engine.Inspect(ctx, r.name(), false)
+	if err != nil {
+		return err
+	}
+	if c.State.Running && !c.State.Paused {
+		return fault.Errorf(fault.NotModified, "container %s is already running", c.ID)
+	}
+	v := s.vigils.take(c.ID)
+	var attach *monitor.Stdio
+	if v != nil {
+		attach = v.attachment()
+	}
+	session, err := s.engine.Begin(ctx, c.ID, attach)
+	if err != nil {
+		return s.startFailed(ctx, c, v, err)
+	}
+	if v == nil {
+		session.Close()
+	} else {
+		go v.follow(session)
+	}
+	return w.done(nil)
+}
+
+func (s *Server) startFailed(ctx context.Context, c container.InspectResponse, v *vigil, err error) error {
+	code := 128
+	var x *engine.ExitError
+	if errors.As(err, &x) {
+		code = x.Code
+	}
+	if c.HostConfig.AutoRemove && !fault.Is(err, fault.NotModified) {
+		rerr := s.engine.Remove(ctx, c.ID, engine.RemoveOptions{Force: true, Volumes: true})
+		if rerr != nil && !fault.Is(rerr, fault.NotFound) {
+			err = fault.As(fault.KindOf(err), errors.Join(err, rerr))
+		}
+	}
+	if v != nil {
+		v.end(monitor.Exit{Code: code}, nil)
+	}
+	return err
+}
+
+func (s *Server) containerWait(w *reply, r *request) error {
+	cond := container.WaitCondition(r.query.Get("condition"))
+	if r.version < 30 {
+		cond = container.WaitConditionNotRunning
+	}
+	switch cond {
+	case "", container.WaitConditionNotRunning, container.WaitConditionNextExit, container.WaitConditionRemoved:
+	default:
+		return fault.Invalidf("invalid condition: %q", cond)
+	}
+	c, err := s.engine.Inspect(r.Context(), r.name(), false)
+	if err != nil {
+		return err
+	}
+	var v *vigil
+	if !c.State.Running && cond != "" && cond != container.WaitConditionNotRunning {
+		v = s.vigils.join(c.ID, nil)
+		defer s.vigils.leave(c.ID, v)
+	}
+	if r.version >= 30 { // the client starts the container once it knows that we wait
+		w.Header().Set("Content-Type", "application/json")
+		w.flush()
+	}
+	code, err := s.wait(r.Context(), c.ID, cond, v)
+	if r.Context().Err() != nil {
+		return nil
+	}
+	res := container.WaitResponse{StatusCode: int64(code)}
+	if err != nil {
+		if !w.begun {
+			return err
+		}
+		res.Error = &container.WaitExitError{Message: err.Error()}
+	}
+	return w.json(http.StatusOK, res)
+}
+
+// wait asks the engine and, for a container that was not running, also whoever starts it
+// through this server: a program that ends and goes at once leaves its exit code there.
+func (s *Server) wait(ctx context.Context, id string, cond container.WaitCondition, v *vigil) (int, error) {
+	if v == nil {
+		return s.engine.Wait(ctx, id, cond)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type end struct {
+		code int
+		err  error
+	}
+	asked := make(chan end, 1)
+	go func() {
+		code, err := s.engine.Wait(ctx, id, cond)
+		asked <- end{code, err}
+	}()
+	if cond == container.WaitConditionNextExit {
+		select {
+		case e := <-asked:
+			return e.code, e.err
+		case <-v.ended:
+			return v.exit.Code, v.err
+		}
+	}
+	e := <-asked
+	select {
+	case <-v.ended:
+		return v.exit.Code, v.err
+	case <-time.After(exitPatience(e.err)):
+		return e.code, e.err
+	}
+}
+
+// exitPatience: a removal may be seen a little earlier than the exit that was told before it.
+func exitPatience(err error) time.Duration {
+	if err != nil {
+		return 0
+	}
+	return 50 * time.Millisecond
+}
+
+func (s *Server) containerAttach(w *reply, r *request) error {
+	c, err := s.engine.Inspect(r.Context(), r.name(), false)
+	if err != nil {
+		return err
+	}
+	switch {
+	case c.State.Paused:
+		return fault.Conflictf("container %s is paused, unpause the container before attach", c.ID)
+	case c.State.Restarting:
+		return fault.Conflictf("container %s is restarting, wait until the container is running", c.ID)
+	}
+	keys, err := detachKeys(r.query.Get("detachKeys"))
+	if err != nil {
+		return err
+	}
+	logs, stream, tty := r.flag("logs"), r.flag("stream"), c.Config.Tty
+	conn, err := hijack(w, r, streamType(tty, r.version))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := conn.watched(context.WithoutCancel(r.Context()))
+	defer cancel()
+	stdio := streams(conn, tty, r.flag("stdin") && c.Config.OpenStdin, r.flag("stdout"), r.flag("stderr"))
+	if tty {
+		stdio.DetachKeys = keys
+	}
+	if logs {
+		if err := s.replay(ctx, c.ID, stdio); err != nil {
+			problem(stdio.Err, err)
+			return nil
+		}
+	}
+	if stream {
+		problem(orWriter(stdio.Err, stdio.Out), s.attach(ctx, c, stdio))
+	}
+	return nil
+}
+
+// attach serves a running container, or waits for the start of one that is not.
+func (s *Server) attach(ctx context.Context, c container.InspectResponse, stdio monitor.Stdio) error {
+	if c.State.Running {
+		_, err := s.engine.Attach(ctx, c.ID, stdio)
+		return err
+	}
+	v := s.vigils.join(c.ID, &stdio)
+	defer s.vigils.leave(c.ID, v)
+	select {
+	case <-v.ended:
+		return v.err
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// streams are what a client gets of a program.
+func streams(conn *wire, tty, in, out, errs bool) (s monitor.Stdio) {
+	if in {
+		s.In = conn
+	}
+	if tty {
+		if out || errs {
+			s.Out = conn
+		}
+		return s
+	}
+	stdout, stderr := multiplex(conn, nil)
+	if out {
+		s.Out = stdout
+	}
+	if errs {
+		s.Err = stderr
+	}
+	return s
+}
+
+func orWriter(a, b io.Writer) io.Writer {
+	if a != nil {
+		return a
+	}
+	return b
+}
+
+// replay writes the log to streams.
+func (s *Server) replay(ctx context.Context, id string, stdio monitor.Stdio) error {
+	return s.engine.Logs(ctx, id, ctr.LogOptions{Tail: -1}, func(e ctr.LogEntry) error {
+		return logLine(e, orWriter(stdio.Out, nil), orWriter(stdio.Err, nil), false)
+	})
+}
+
+// logLine writes one entry to the stream that it came from.
+func logLine(e ctr.LogEntry, out, errs io.Writer, timestamps bool) error {
+	w := out
+	if e.Stream == "stderr" {
+		w = errs
+	}
+	if w == nil {
+		return nil
+	}
+	line := make([]byte, 0, len(e.Line)+32)
+	if timestamps {
+		line = append(e.Time.UTC().AppendFormat(line, "2006-01-02T15:04:05.000000000Z07:00"), ' ')
+	}
+	line = append(line, e.Line...)
+	if !e.Partial {
+		line = append(line, '\n')
+	}
+	_, err := w.Write(line)
+	return err
+}
+
+func (s *Server) containerLogs(w *reply, r *request) error {
+	out, errs := r.flag("stdout"), r.flag("stderr")
+	if !out && !errs {
+		return fault.Invalidf("Bad parameters: you must choose at least one stream")
+	}
+	c, err := s.engine.Inspect(r.Context(), r.name(), false)
+	if err != nil {
+		return err
+	}
+	o := ctr.LogOptions{Follow: r.flag("follow"), Tail: -1}
+	if n, err := strconv.Atoi(r.query.Get("tail")); err == nil && n >= 0 {
+		o.Tail = n
+	}
+	if o.Since, err = r.moment("since"); err != nil {
+		return err
+	}
+	if o.Until, err = r.moment("until"); err != nil {
+		return err
+	}
+	if c.HostConfig.LogConfig.Type == "none" {
+		return fault.Unsupportedf("configured logging driver does not support reading")
+	}
+	w.Header().Set("Content-Type", streamType(c.Config.Tty, r.version))
+	w.flush()
+	var after func()
+	if o.Follow {
+		after = w.flush
+	}
+	stdout, stderr := multiplex(w, after)
+	if c.Config.Tty {
+		stdout = &flushing{w, after}
+		stderr = stdout
+	}
+	if !out {
+		stdout = nil
+	}
+	if !errs {
+		stderr = nil
+	}
+	stamps := r.flag("timestamps")
+	err = s.engine.Logs(r.Context(), c.ID, o, func(e ctr.LogEntry) error { return logLine(e, stdout, stderr, stamps) })
+	if r.Context().Err() != nil {
+		return nil
+	}
+	return err
+}
+
+type flushing struct {
+	w     io.Writer
+	after func()
+}
+
+func (f *flushing) Write(b []byte) (int, error) {
+	n, err := f.w.Write(b)
+	if f.after != nil {
+		f.after()
+	}
+	return n, err
+}
+
+// size reads h and w of a resize.
+func (r *request) size() (rows, cols uint16, err error) {
+	h, err := strconv.ParseUint(r.query.Get("h"), 10, 16)
+	if err != nil {
+		return 0, 0, fault.Invalidf("invalid resize height %q: %w", r.query.Get("h"), err)
+	}
+	wide, err := strconv.ParseUint(r.query.Get("w"), 10, 16)
+	if err != nil {
+		return 0, 0, fault.Invalidf("invalid resize width %q: %w", r.query.Get("w"), err)
+	}
+	return uint16(h), uint16(wide), nil
+}
+
+func (s *Server) containerResize(w *reply, r *request) error {
+	rows, cols, err := r.size()
+	if err != nil {
+		return err
+	}
+	err = s.engine.Resize(r.Context(), r.name(), "", rows, cols)
+	if fault.Is(err, fault.Invalid) { // no terminal: Docker has nothing to say about it
+		err = nil
+	}
+	if err == nil {
+		w.WriteHeader(http.StatusOK)
+	}
+	return err
+}

@@ -1,0 +1,374 @@
+package api
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/moby/moby/api/types/container"
+	dimage "github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/jsonstream"
+	dregistry "github.com/moby/moby/api/types/registry"
+
+	"keg/internal/engine"
+	"keg/internal/fault"
+	"keg/internal/image"
+	"keg/internal/registry"
+)
+
+// imageSummary adds what went with version 1.44.
+type imageSummary struct {
+	dimage.Summary
+	VirtualSize *int64 `json:",omitempty"`
+}
+
+func summaries(list []dimage.Summary, v version) []imageSummary {
+	out := make([]imageSummary, len(list))
+	for i, sum := range list {
+		sum.RepoTags, sum.RepoDigests = some(sum.RepoTags), some(sum.RepoDigests)
+		if v < 43 && len(sum.RepoTags) == 0 && len(sum.RepoDigests) == 0 {
+			sum.RepoTags, sum.RepoDigests = []string{"<none>:<none>"}, []string{"<none>@<none>"}
+		}
+		if v < 48 {
+			sum.Descriptor = nil
+		}
+		out[i].Summary = sum
+		if v < 44 {
+			out[i].VirtualSize = &sum.Size
+		}
+	}
+	return out
+}
+
+func (s *Server) imageList(w *reply, r *request) error {
+	f, err := r.filters()
+	if err != nil {
+		return err
+	}
+	o := engine.ImageListOptions{All: r.flag("all"), Filter: f}
+	if r.version < 41 {
+		o.Ref = r.query.Get("filter")
+	}
+	list, err := s.engine.Images(r.Context(), o)
+	return w.ok(summaries(list, r.version), err)
+}
+
+// imageInspected adds what clients before 1.52 read.
+type imageInspected struct {
+	dimage.InspectResponse
+	Parent          string
+	Container       string `json:",omitempty"`
+	DockerVersion   string
+	ContainerConfig *container.Config `json:",omitempty"`
+	VirtualSize     *int64            `json:",omitempty"`
+}
+
+func (s *Server) imageInspect(w *reply, r *request) error {
+	i, err := s.engine.InspectImage(r.Context(), r.name())
+	if err != nil {
+		return err
+	}
+	i.RepoTags, i.RepoDigests = some(i.RepoTags), some(i.RepoDigests)
+	res := imageInspected{InspectResponse: i}
+	if r.version < 44 {
+		res.VirtualSize = &i.Size
+	}
+	if r.version < 48 {
+		res.Descriptor = nil
+	}
+	return w.json(http.StatusOK, res)
+}
+
+func (s *Server) imageHistory(w *reply, r *request) error {
+	h, err := s.engine.History(r.Context(), r.name())
+	return w.ok(some(h), err)
+}
+
+func (s *Server) imageTag(w *reply, r *request) error {
+	target := r.query.Get("repo")
+	if tag := r.query.Get("tag"); tag != "" {
+		target += ":" + tag
+	}
+	if err := s.engine.Tag(r.Context(), r.name(), target); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+func (s *Server) imageDelete(w *reply, r *request) error {
+	list, err := s.engine.RemoveImage(r.Context(), r.name(), r.flag("force"))
+	return w.ok(some(list), err)
+}
+
+func (s *Server) imagePrune(w *reply, r *request) error {
+	f, err := r.filters()
+	if err != nil {
+		return err
+	}
+	all := slices.ContainsFunc(f["dangling"], func(v string) bool { return v == "false" || v == "0" })
+	p, err := s.engine.Prune(r.Context(), engine.PruneOptions{Images: true, All: all, Filter: without(f, "dangling")})
+	return w.ok(dimage.PruneReport{ImagesDeleted: p.Images, SpaceReclaimed: uint64(p.Reclaimed)}, err)
+}
+
+func without(f engine.Filter, key string) engine.Filter {
+	out := engine.Filter{}
+	for k, v := range f {
+		if k != key {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// account is the engine for whom a request speaks: X-Registry-Auth, for one registry.
+func (s *Server) account(r *request, host string) (Engine, error) {
+	h := r.Header.Get(dregistry.AuthHeader)
+	if h == "" || s.o.As == nil {
+		return s.engine, nil
+	}
+	var a dregistry.AuthConfig
+	b, err := base64.URLEncoding.DecodeString(h)
+	if err != nil {
+		b, err = base64.RawURLEncoding.DecodeString(h)
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &a)
+	}
+	if err != nil {
+		return nil, fault.Invalidf("invalid %s header: %w", dregistry.AuthHeader, err)
+	}
+	if a.Username == "" && a.IdentityToken == "" {
+		return s.engine, nil
+	}
+	return s.o.As(registry.Account{Registry: host,
+		Credentials: registry.Credentials{Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken}}), nil
+}
+
+// progress streams messages as lines of JSON. The header goes out with the first one, so
+// that an error before it has a status of its own.
+type progress struct {
+	w  *reply
+	mu sync.Mutex
+}
+
+func (p *progress) send(m any) {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.w.begun {
+		p.w.Header().Set("Content-Type", "application/json")
+	}
+	_, _ = p.w.Write(append(b, '\r', '\n'))
+	p.w.flush()
+}
+
+// message is jsonstream.Message with the fields that older clients read.
+type message struct {
+	jsonstream.Message
+	ProgressText string `json:"progress,omitempty"`
+	ErrorText    string `json:"error,omitempty"`
+}
+
+func (p *progress) pull(e engine.PullEvent) {
+	if e.Status == "" {
+		return
+	}
+	m := message{Message: jsonstream.Message{ID: e.ID, Status: e.Status}}
+	if e.ID != "" {
+		m.Progress = &jsonstream.Progress{Current: e.Current, Total: e.Total}
+	}
+	p.send(m)
+}
+
+func (p *progress) aux(v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return
+	}
+	raw := json.RawMessage(b)
+	p.send(jsonstream.Message{Aux: &raw})
+}
+
+// end tells an error in the stream, or as the answer when there is no stream yet.
+func (p *progress) end(err error) error {
+	if err == nil {
+		if !p.w.begun {
+			p.w.Header().Set("Content-Type", "application/json")
+			p.w.flush()
+		}
+		return nil
+	}
+	if !p.w.begun {
+		return err
+	}
+	p.send(message{Message: jsonstream.Message{Error: &jsonstream.Error{Message: err.Error()}}, ErrorText: err.Error()})
+	return nil
+}
+
+func (s *Server) imageCreate(w *reply, r *request) error {
+	from, src := r.query.Get("fromImage"), r.query.Get("fromSrc")
+	switch {
+	case from != "":
+		return s.pull(w, r, from)
+	case src != "":
+		return s.imageImport(w, r, src)
+	}
+	return fault.Invalidf("either fromImage or fromSrc must be given")
+}
+
+func (s *Server) pull(w *reply, r *request, name string) error {
+	ref, err := tagged(name, r.query.Get("tag"))
+	if err != nil {
+		return err
+	}
+	p, err := r.platform()
+	if err != nil {
+		return err
+	}
+	e, err := s.account(r, ref.Registry)
+	if err != nil {
+		return err
+	}
+	out := &progress{w: w}
+	_, err = e.Pull(r.Context(), ref, engine.PullOptions{Platform: p, Progress: out.pull})
+	return out.end(err)
+}
+
+// tagged is a name with a tag or digest that came apart from it.
+func tagged(name, tag string) (image.Reference, error) {
+	if tag != "" {
+		ref, err := image.ParseRepository(name)
+		if err != nil {
+			return ref, fault.As(fault.Invalid, err)
+		}
+		sep := ":"
+		if strings.Contains(tag, ":") {
+			sep = "@"
+		}
+		name = ref.Name() + sep + tag
+	}
+	ref, err := image.ParseReference(name)
+	return ref, fault.As(fault.Invalid, err)
+}
+
+func (s *Server) imageImport(w *reply, r *request, src string) error {
+	if src != "-" {
+		return fault.Unsupportedf("import from %q is not supported: send the archive itself (fromSrc=-)", src)
+	}
+	repo := r.query.Get("repo")
+	if tag := r.query.Get("tag"); repo != "" && tag != "" {
+		repo += ":" + tag
+	}
+	p, err := r.platform()
+	if err != nil {
+		return err
+	}
+	id, err := s.engine.Import(r.Context(), r.Body, engine.ImportOptions{Repository: repo, Message: r.query.Get("message"),
+		Changes: r.query["changes"], Platform: p, Source: src})
+	if err != nil {
+		return err
+	}
+	out := &progress{w: w}
+	out.send(jsonstream.Message{Status: string(id)})
+	return nil
+}
+
+func (s *Server) imagePush(w *reply, r *request) error {
+	name := r.name()
+	if tag := r.query.Get("tag"); tag != "" {
+		name += ":" + tag
+	}
+	ref, err := image.ParseReference(name)
+	if err != nil {
+		return fault.As(fault.Invalid, err)
+	}
+	e, err := s.account(r, ref.Registry)
+	if err != nil {
+		return err
+	}
+	out := &progress{w: w}
+	out.send(jsonstream.Message{Status: fmt.Sprintf("The push refers to repository [%s]", ref.Name())})
+	d, err := e.Push(r.Context(), ref, out.pull)
+	if err == nil {
+		out.send(jsonstream.Message{Status: fmt.Sprintf("%s: digest: %s size: %d", ref.Tag, d.Digest, d.Size)})
+		out.aux(auxPush{Tag: ref.Tag, Digest: string(d.Digest), Size: d.Size})
+	}
+	return out.end(err)
+}
+
+// auxPush tells a program what was pushed.
+type auxPush struct {
+	Tag, Digest string
+	Size        int64
+}
+
+func (s *Server) imageSave(w *reply, r *request) error {
+	names := r.query["names"]
+	if n := r.name(); n != "" {
+		names = []string{n}
+	}
+	if len(names) == 0 {
+		return fault.Invalidf("no image was named")
+	}
+	for _, n := range names { // what is wrong is told before the archive begins
+		if _, err := s.engine.InspectImage(r.Context(), n); err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+	}
+	p, err := r.platform()
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/x-tar")
+	return s.engine.Save(r.Context(), names, w, engine.SaveOptions{Platform: p})
+}
+
+func (s *Server) imageLoad(w *reply, r *request) error {
+	p, err := r.platform()
+	if err != nil {
+		return err
+	}
+	out := &progress{w: w}
+	quiet := r.flagOr("quiet", true)
+	o := engine.LoadOptions{Platform: p}
+	if !quiet {
+		o.Progress = out.pull
+	}
+	list, err := s.engine.Load(r.Context(), r.Body, o)
+	for _, l := range list {
+		text := "Loaded image: " + l.Ref.Familiar()
+		if l.Ref.Repository == "" {
+			text = "Loaded image ID: " + string(l.ID)
+		}
+		out.send(jsonstream.Message{Stream: text + "\n"})
+	}
+	return out.end(err)
+}
+
+func imageSearch(_ *Server, _ *reply, r *request) error {
+	if r.query.Get("term") == "" {
+		return fault.Invalidf("the search term is missing")
+	}
+	return fault.Unsupportedf("search is not supported: registries have no common interface for it; look at https://hub.docker.com/search")
+}
+
+func (s *Server) distribution(w *reply, r *request) error {
+	ref, err := image.ParseReference(r.name())
+	if err != nil {
+		return fault.As(fault.Invalid, err)
+	}
+	e, err := s.account(r, ref.Registry)
+	if err != nil {
+		return err
+	}
+	d, ps, err := e.Distribution(r.Context(), ref)
+	return w.ok(dregistry.DistributionInspect{Descriptor: d, Platforms: ps}, err)
+}
