@@ -191,7 +191,7 @@ const (
 func (s *Server) Serve(ctx context.Context, lns ...net.Listener) error {
 	ended := make(chan error, len(lns))
 	srv := &http.Server{Handler: s, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: headerSize,
-		ErrorLog: log.New(s.o.Log, "", 0),
+		ErrorLog:     log.New(s.o.Log, "", 0),
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){}}
 	for _, ln := range lns {
 		go func() { ended <- srv.Serve(ln) }()

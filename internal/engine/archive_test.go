@@ -4,8 +4,11 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -357,6 +360,40 @@ func TestPullAll(t *testing.T) {
 		t.Error(all, err)
 	}
 	if _, err := e.PullAll(t.Context(), refs(t, "nothing")[0], PullOptions{}); !fault.Is(err, fault.NotFound) {
+		t.Error(err)
+	}
+}
+
+func TestOpenURL(t *testing.T) {
+	loopback(t)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/cut":
+			w.Header().Set("Content-Length", "100")
+			io.WriteString(w, "short")
+		case "/root.tar":
+			io.WriteString(w, "the tar")
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	defer s.Close()
+	read := func(p string) (string, error) {
+		body, err := OpenURL(t.Context(), s.URL+p)
+		if err != nil {
+			return "", err
+		}
+		defer body.Close()
+		b, err := io.ReadAll(body)
+		return string(b), err
+	}
+	if got, err := read("/root.tar"); got != "the tar" || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	if _, err := read("/nope"); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "404 Not Found") {
+		t.Error(err)
+	}
+	if _, err := read("/cut"); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Error(err)
 	}
 }
