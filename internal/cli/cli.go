@@ -30,7 +30,7 @@ func Main(args []string) int {
 		name = filepath.Base(args[0])
 	}
 	if rest, ok := isOCI(args); ok {
-		return ociMain(rest)
+		return ociMain(os.Stdout, rest)
 	}
 	if len(args) == 2 && (args[1] == "--version" || args[1] == "-v") && isEngine(name) {
 		printVersionLine(os.Stdout, name)

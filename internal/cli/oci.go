@@ -34,7 +34,7 @@ const ociName = "keg-oci"
 // newOCI is there for help: Main sees to "keg oci" itself, as its flags are runc's, not ours.
 func newOCI(a *app) *cobra.Command {
 	return &cobra.Command{Use: "oci [OPTIONS] COMMAND [ARG...]", DisableFlagParsing: true, RunE: func(_ *cobra.Command, args []string) error {
-		if code := ociMain(args); code != 0 {
+		if code := ociMain(a.out, args); code != 0 {
 			return &failure{code: code}
 		}
 		return nil
@@ -80,8 +80,8 @@ func ociCommands() []ociCommand {
 }
 
 // ociMain is the runtime: args are what follows its name.
-func ociMain(args []string) int {
-	c := &ociCall{out: os.Stdout}
+func ociMain(out io.Writer, args []string) int {
+	c := &ociCall{out: out}
 	code, err := c.run(args)
 	if err != nil {
 		c.complain("error", err.Error())
@@ -169,7 +169,7 @@ func longFlags(args []string) []string {
 }
 
 func (c *ociCall) usage(fs *pflag.FlagSet) {
-	fmt.Fprintf(c.out, "Usage:  %s [OPTIONS] COMMAND [ARG...]\n\nAn OCI runtime with runc's command line.\n\n%s\nCommands:\n", ociName, fs.FlagUsages())
+	fmt.Fprintf(c.out, "Usage:  keg oci [OPTIONS] COMMAND [ARG...]\n\nRun bundles: an OCI runtime with runc's command line. Called %s it needs no first word.\n\n%s\nCommands:\n", ociName, fs.FlagUsages())
 	for _, cmd := range ociCommands() {
 		fmt.Fprintf(c.out, "  %-9s %s\n", cmd.name, cmd.words)
 	}

@@ -335,6 +335,17 @@ func TestBadBundles(t *testing.T) {
 	}
 }
 
+// The rules of a spec may refuse every device: those that every container has stay usable.
+func TestDefaultDevicesWork(t *testing.T) {
+	l := newLab(t, func(s *specs.Spec) {
+		s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}}
+	}, "sh", "-c", "echo x > /dev/null && echo fine; cat /dev/fuse 2>&1")
+	l.Run(context.Background(), "c", l.bundle, l.launch(), false, false)
+	if out := l.said(); !strings.HasPrefix(out, "fine\n") || !strings.Contains(out, "not permitted") {
+		t.Errorf("%q", out)
+	}
+}
+
 func TestTerminalNeedsASocket(t *testing.T) {
 	l := newLab(t, func(s *specs.Spec) { s.Process.Terminal = true }, "true")
 	if err := l.Create(context.Background(), "c", l.bundle, l.launch()); !fault.Is(err, fault.Invalid) {

@@ -191,6 +191,35 @@ func resolve(s *specs.Spec, bundle string) {
 			m.Source = filepath.Join(bundle, m.Source)
 		}
 	}
+	allowDefaults(s.Linux)
+}
+
+// allowDefaults adds to a list of device rules that the devices which every container has may be used
+// (runtime-spec config-linux.md "Default Devices"), and that any node may be made.
+func allowDefaults(l *specs.Linux) {
+	if l.Resources == nil || len(l.Resources.Devices) == 0 {
+		return
+	}
+	res := *l.Resources
+	res.Devices = res.Devices[:len(res.Devices):len(res.Devices)]
+	allow := func(typ, access string, numbers ...int64) {
+		d := specs.LinuxDeviceCgroup{Allow: true, Type: typ, Access: access}
+		for i := range numbers {
+			if i == 0 {
+				d.Major = &numbers[0]
+			} else {
+				d.Minor = &numbers[1]
+			}
+		}
+		res.Devices = append(res.Devices, d)
+	}
+	allow("c", "m")
+	allow("b", "m")
+	for _, n := range [...][2]int64{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 2}} {
+		allow("c", "rwm", n[0], n[1])
+	}
+	allow("c", "rwm", 136) // terminals
+	l.Resources = &res
 }
 
 // cgroupPath is where the container's cgroup is, from the top of each hierarchy.

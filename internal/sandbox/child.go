@@ -55,8 +55,8 @@ type report struct{ step, value uint64 }
 // Values of report.step that are no steps.
 const (
 	reportPid   = (1 + iota) << 32 // value is the pid of the second child
-	reportHooks                    // the namespaces are there; the child waits
 	reportReady                    // the box is made; the child waits for the go-ahead
+	reportHooks                    // the namespaces are there; the child waits
 )
 
 // walker is what the child needs besides itself: n steps, their results, the memory that

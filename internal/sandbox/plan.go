@@ -237,10 +237,17 @@ func (p *program) attach(l *layout, made map[int]arg) {
 // renumber replaces a mount by a younger copy: since Linux 6.8 mountinfo lists mounts by number, and
 // those that the parent made are all older than those of the child.
 func (p *program) renumber(m *attachment, old, target arg) arg {
+	unbindable := m.opts.propagation == unix.MS_UNBINDABLE
+	if unbindable {
+		p.setattr("make clonable", m.object, old, m.opts.spread, 0, unix.MS_PRIVATE)
+	}
 	p.add("clone", m.object, unix.SYS_OPEN_TREE, old, text(""), num(unix.OPEN_TREE_CLONE|unix.O_CLOEXEC|emptyPath|unix.AT_RECURSIVE))
 	young := p.result()
 	p.add("take away the older", m.object, unix.SYS_UMOUNT2, text(m.path), num(unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
 	p.add("mount", m.object, unix.SYS_MOVE_MOUNT, young, text(""), target, text(""), num(moveByFDs))
+	if unbindable {
+		p.setattr("set propagation of", m.object, young, m.opts.spread, 0, unix.MS_UNBINDABLE)
+	}
 	return young
 }
 

@@ -80,7 +80,7 @@ func (p *program) schedule(c *process) {
 	if c.scheduler != nil {
 		p.add("set", "the scheduler", unix.SYS_SCHED_SETATTR, num(0), mem(c.scheduler), num(0))
 	}
-	if c.ioPriority >= 0 {
+	if c.ioPriority != 0 {
 		p.add("set", "the input/output priority", unix.SYS_IOPRIO_SET, num(1), num(0), num(c.ioPriority))
 	}
 }

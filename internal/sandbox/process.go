@@ -37,7 +37,7 @@ type process struct {
 	outlive     bool     // go on when whoever cloned it ends
 	listens     bool     // the go-ahead comes through the socket "go"
 	scheduler   []byte   // struct sched_attr
-	ioPriority  int      // of ioprio_set(2), -1: not said
+	ioPriority  int      // of ioprio_set(2), 0: not said
 	warnings    []string // what could not be had
 }
 
@@ -324,7 +324,7 @@ func newProcess(p *specs.Process, o *Options, userNS bool) (*process, []string, 
 	c := &process{args: p.Args, env: p.Env, cwd: p.Cwd, uid: p.User.UID, gid: p.User.GID, umask: 0o022,
 		noNewPrivs: p.NoNewPrivileges, tty: p.Terminal, files: len(o.Files), personality: -1,
 		own: ownCaps(), lastCap: lastCap(), makeCwd: true, apparmor: p.ApparmorProfile}
-	c.outlive, c.listens, c.ioPriority = o.Outlive || o.Go != nil, o.Go != nil, -1
+	c.outlive, c.listens = o.Outlive || o.Go != nil, o.Go != nil
 	if err := c.priorities(p); err != nil {
 		return nil, nil, err
 	}

@@ -219,17 +219,17 @@ func (b *box) joinCgroup(l *layout) (into int, err error) {
 // stdio names the standard streams, the further files and the private ones. All get numbers above
 // those that they will have in the child.
 func (b *box) stdio(l *layout) error {
-	hold := func(name string, f *os.File) error {
-		n, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 4+len(b.o.Files))
+	holdFD := func(name string, fd uintptr) error {
+		n, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 4+len(b.o.Files))
 		if err != nil {
 			return fmt.Errorf("pass on %s: %w", name, err)
 		}
 		b.keepFD(name, n)
 		return nil
 	}
+	hold := func(name string, f *os.File) error { return holdFD(name, f.Fd()) }
 	if l.tty {
-		f := os.NewFile(uintptr(b.fds["tty"]), "")
-		if err := hold("tty", f); err != nil {
+		if err := holdFD("tty", uintptr(b.fds["tty"])); err != nil {
 			return err
 		}
 	}
