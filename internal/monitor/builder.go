@@ -31,17 +31,17 @@ import (
 
 // Builder is the monitor of one build: a small process that forks the RUN steps.
 type Builder struct {
-	c *Conn
-	p *os.Process
+	c   *Conn
+	pid int
 }
 
 // StartBuilder starts it; it ends with Close or with its parent.
 func StartBuilder(ctx context.Context, r Roots) (*Builder, error) {
-	c, p, err := spawn(nil, "build", r.Root, r.Run)
+	c, pid, err := spawn(nil, "build", r.Root, r.Run)
 	if err != nil {
 		return nil, fmt.Errorf("start the monitor of the build: %w", err)
 	}
-	return &Builder{newConn(c, "build"), p}, nil
+	return &Builder{newConn(c, "build"), pid}, nil
 }
 
 // Run executes one step; out gets its stdout and stderr. Several may run at once. When ctx ends
