@@ -19,15 +19,16 @@ var (
 		"dockerfile": {}, "volume": {}, "event": {}, "store": {}, "registry": {}, "container": {},
 		"layer": {}, "network": {}, "sandbox": {"sandbox/cgroup", "sandbox/seccomp"},
 		"sandbox/cgroup": {}, "sandbox/seccomp": {},
+		"oci":      {"sandbox", "sandbox/cgroup"},
 		"snapshot": {"layer"},
 		"monitor":  {"container", "sandbox", "sandbox/cgroup", "snapshot", "network", "volume", "event"},
 		"builder":  {"dockerfile", "store", "layer", "snapshot"},
 		"builtin":  {"store", "layer"},
-		"engine": {"builder", "monitor", "registry", "container", "snapshot", "layer", "store", "network",
+		"engine": {"builder", "monitor", "registry", "container", "layer", "snapshot", "store", "network",
 			"volume", "sandbox", "sandbox/cgroup", "builtin", "event"},
 		"api": {"engine", "container", "network", "volume", "event", "builder", "monitor", "registry"},
 		"cli": {"engine", "container", "network", "volume", "event", "builder", "monitor", "api",
-			"registry", "sandbox", "builtin"},
+			"registry", "sandbox", "oci", "builtin"},
 	}
 	// What costs too much at every start (docs/decisions/0007).
 	banned = []string{"google.golang.org/grpc", "github.com/prometheus/", "github.com/docker/cli/cli/command",

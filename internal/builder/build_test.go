@@ -146,7 +146,7 @@ func TestBuildErrors(t *testing.T) {
 		"required":    {"FROM a\nARG S\nRUN echo\nENV X=${S:?needed}", `failed to process "${S:?needed}": S: needed`, 4},
 		"file over":   {"FROM a\nCOPY there /d/\nCOPY there /d/there/x", "", 3},
 		"ssh":         {"FROM a\nRUN --mount=type=ssh x", "RUN --mount=type=ssh is not supported", 2},
-		"insecure":    {"FROM a\nRUN --security=insecure x", "RUN --security=insecure is not allowed: the entitlement security.insecure was not granted", 2},
+		"insecure":    {"FROM a\nRUN --security=insecure x", "RUN --security=insecure is not allowed: grant it with --allow security.insecure", 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := w.build(w.options(c.text))

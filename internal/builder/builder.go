@@ -10,7 +10,8 @@
 //	last/<build>    the keys of the last build of one Dockerfile
 //	sums/<context>  digests of context files, by device, inode, size, ctime
 //	trees/<hash>    digests of files of finished stages
-//	mounts/<id>/    cache mounts of RUN
+//	mounts/<id>/    cache mounts of RUN; <id>.json says whose, its time is the last use
+//	quota           its time is that of the last look at the size of all this
 //	held/<rand>/    builds at work: without its holder's flock it is garbage
 package builder
 
@@ -45,6 +46,16 @@ type Options struct {
 	Network       string
 	ExtraHosts    []string
 	ShmSize       int64
+	Ulimits       []Ulimit
+	Insecure      bool              // RUN --security=insecure is allowed
+	HostNetwork   bool              // RUN --network=host is allowed
+	Annotations   map[string]string // of the manifest
+}
+
+// Ulimit of RUN steps.
+type Ulimit struct {
+	Name       string
+	Soft, Hard int64
 }
 
 // Base is a resolved image.
@@ -67,6 +78,7 @@ type Step struct {
 	ShmSize                           int64
 	Stdin                             []byte
 	Mounts                            []Mount
+	Ulimits                           []Ulimit
 	Privileged                        bool
 }
 

@@ -58,12 +58,39 @@ func (o *copyOp) perform(ctx context.Context, s *solver, w *work) error {
 		switch {
 		case src.content != nil:
 			err = c.data(src.content.Path, strings.NewReader(src.content.Data), 0o644, time.Now(), o.dest)
+		case src.git != nil:
+			err = o.gitFiles(ctx, s, &c, src)
 		case src.url != "":
 			err = o.download(ctx, s, &c, src.url)
 		default:
 			err = o.files(ctx, s, &c, src.sel, o.found[i])
 		}
 		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// gitFiles copies what a commit has. Its directory is resolved below the repository.
+func (o *copyOp) gitFiles(ctx context.Context, s *solver, c *copier, src copySource) error {
+	var undo cleanup
+	defer undo.run()
+	g := src.git
+	if o.checksum != "" && o.checksum.Encoded() != g.commit {
+		return fault.Invalidf("commit mismatch for %s: %s (expected: %s)", g.remote, g.commit, o.checksum.Encoded())
+	}
+	t, err := s.gitTree(ctx, g.gitRef, g.commit, g.name, &undo)
+	if err != nil {
+		return err
+	}
+	found, err := t.find(ctx, src.sel)
+	if err != nil {
+		return err
+	}
+	c.from = t
+	for i := range found {
+		if err := c.copy(&found[i], o.dest); err != nil {
 			return err
 		}
 	}

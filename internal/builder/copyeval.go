@@ -54,6 +54,13 @@ type copySource struct {
 	sel     selector
 	url     string
 	content *instructions.SourceContent
+	git     *gitSource
+}
+
+// gitSource is a repository and, once it was asked, its commit.
+type gitSource struct {
+	gitRef
+	commit, name string
 }
 
 func (p *plan) evalCopy(s *stage, c command, a copyArgs) error {
@@ -88,7 +95,7 @@ func (p *plan) evalCopy(s *stage, c command, a copyArgs) error {
 		if err != nil {
 			return err
 		}
-		remote = remote || cs.url != ""
+		remote = remote || cs.url != "" || cs.git != nil
 		o.sources = append(o.sources, cs)
 	}
 	if a.unpack != nil {
@@ -130,7 +137,15 @@ func (o *copyOp) source(src string, a copyArgs) (copySource, error) {
 		if !a.add {
 			return copySource{}, fault.Invalidf("source can't be a git ref for COPY")
 		}
-		return copySource{}, fault.Unsupportedf("ADD of a git repository (%s) is not supported", src)
+		g, err := parseGit(src)
+		if err != nil {
+			return copySource{}, err
+		}
+		sel := selector{Path: g.dir, Exclude: a.exclude}
+		if a.keepGitDir == nil || !*a.keepGitDir {
+			sel.Exclude = append([]string{".git"}, a.exclude...)
+		}
+		return copySource{sel: sel, git: &gitSource{gitRef: g}}, nil
 	case isHTTP(src):
 		if !a.add {
 			return copySource{}, fault.Invalidf("source can't be a URL for COPY")
@@ -180,7 +195,8 @@ func isHTTP(src string) bool {
 // isGit tells git repositories by BuildKit's rules: schemes of git's own, scp-like
 // addresses, and http addresses whose path ends in .git.
 func isGit(src string) bool {
-	if strings.HasPrefix(src, "git://") || strings.HasPrefix(src, "ssh://") || strings.HasPrefix(src, "git@") {
+	src, _, _ = strings.Cut(src, "#")
+	if strings.HasPrefix(src, "file://") || strings.HasPrefix(src, "git://") || strings.HasPrefix(src, "ssh://") || strings.HasPrefix(src, "git@") {
 		return true
 	}
 	if !isHTTP(src) {
@@ -228,6 +244,11 @@ func (o *copyOp) inputs(ctx context.Context, s *solver, in *inputs) error {
 		switch {
 		case src.content != nil:
 			in.add(kindHeredoc, src.content.Path, src.content.Data)
+		case src.git != nil:
+			if err := s.resolveGit(ctx, src.git); err != nil {
+				return err
+			}
+			in.add(kindGit, src.git.remote+"#"+src.git.ref+":"+src.git.dir, src.git.commit+" "+strings.Join(src.sel.Exclude, " "))
 		case src.url != "":
 			d, err := s.urlDigest(ctx, src.url, o.checksum)
 			if err != nil {

@@ -170,7 +170,7 @@ func fillTimes(c *image.Config, records []*Record) {
 func (s *solver) manifest(t *stage, config []byte, r *result) ([]byte, error) {
 	m := image.Manifest{MediaType: image.MediaManifest,
 		Config: image.Descriptor{MediaType: image.MediaConfig, Digest: digest.FromBytes(config), Size: int64(len(config))},
-		Layers: []image.Descriptor{}}
+		Layers: []image.Descriptor{}, Annotations: s.plan.o.Annotations}
 	m.SchemaVersion = 2
 	n := len(r.stack) - len(r.record)
 	below, err := s.baseLayers(t.bottom().image, r.stack[:n])

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"path"
@@ -75,6 +76,10 @@ func (s *solver) get(ctx context.Context, address string, old remembered) (*http
 		// A server must not send us to files or other protocols.
 		if len(via) > 10 || r.URL.Scheme != "http" && r.URL.Scheme != "https" {
 			return fault.Deniedf("redirect to %s is not followed", r.URL)
+		}
+		// Nor to what answers only this machine, such as the metadata of a cloud.
+		if ip, err := netip.ParseAddr(r.URL.Hostname()); err == nil && ip.Unmap().IsLinkLocalUnicast() {
+			return fault.Deniedf("redirect to the link-local address %s is not followed", ip)
 		}
 		return nil
 	}}

@@ -22,10 +22,13 @@ const (
 	kindNetwork     = "network"
 	kindHost        = "extra host"
 	kindShm         = "size of /dev/shm"
+	kindUlimit      = "ulimit"
+	kindSecurity    = "security mode"
 	kindMount       = "mount"
 	kindFiles       = "files" // one digest over all; the single ones are details
 	kindFile        = "file"
 	kindURL         = "URL"
+	kindGit         = "git repository"
 	kindEpoch       = "SOURCE_DATE_EPOCH"
 )
 

@@ -20,8 +20,18 @@ type Printer struct {
 	show     display
 	vertices map[int]*line
 	order    []*line
+	explain  bool
+	now      func() time.Time
 	stop     chan struct{}
 	stopped  sync.WaitGroup
+}
+
+// PrintOptions for NewPrinter. Quiet wins over Live.
+type PrintOptions struct {
+	Live    bool             // for a terminal
+	Quiet   bool             // failures only
+	Explain bool             // say of each step that ran what differed from the last time
+	Now     func() time.Time // nil: the clock
 }
 
 // display is one way of showing.
@@ -53,15 +63,17 @@ type line struct {
 	since   time.Time
 }
 
-// NewPrinter shows progress on w: live when it is a terminal, plain otherwise, and only
-// failures when quiet.
-func NewPrinter(w io.Writer, tty, quiet bool) *Printer {
-	p := &Printer{w: w, vertices: map[int]*line{}, show: &plain{}}
+// NewPrinter shows progress on w, plain in BuildKit's form when nothing else is asked.
+func NewPrinter(w io.Writer, o PrintOptions) *Printer {
+	p := &Printer{w: w, vertices: map[int]*line{}, show: &plain{}, explain: o.Explain, now: o.Now}
+	if p.now == nil {
+		p.now = time.Now
+	}
 	switch {
-	case quiet:
+	case o.Quiet:
 		p.show = silent{}
-	case tty:
-		t := &live{begin: time.Now()}
+	case o.Live:
+		t := &live{begin: p.now()}
 		p.show = t
 		p.stop = make(chan struct{})
 		p.stopped.Add(1)
@@ -93,7 +105,7 @@ func (p *Printer) Event(e Event) {
 	defer p.mu.Unlock()
 	l := p.vertices[e.Vertex]
 	if l == nil {
-		l = &line{id: e.Vertex, since: time.Now()}
+		l = &line{id: e.Vertex, since: p.now()}
 		p.vertices[e.Vertex] = l
 		p.order = append(p.order, l)
 	}
@@ -104,14 +116,14 @@ func (p *Printer) Event(e Event) {
 		l.started = *e.Started
 	}
 	if e.Status != "" {
-		status := visible(e.Status, 4096)
-		l.status, l.pending = append(l.status, status), append(l.pending, status)
+		l.say(e.Status)
 	}
-	if e.Reason != "" {
-		l.reason = e.Reason
+	if e.Reason != "" && p.explain {
+		l.reason = "not cached: " + visible(e.Reason, 4096)
+		l.say(l.reason)
 	}
 	if len(e.Log) > 0 {
-		l.log(e.Log)
+		l.log(e.Log, p.now())
 	}
 	if e.Finished != nil {
 		l.finished, l.cached, l.err = e.Finished, e.Cached, e.Err
@@ -119,13 +131,19 @@ func (p *Printer) Event(e Event) {
 	p.show.update(p, l)
 }
 
+// say adds a line of status.
+func (l *line) say(status string) {
+	status = visible(status, 4096)
+	l.status, l.pending = append(l.status, status), append(l.pending, status)
+}
+
 // log cuts output into lines, each with the seconds since its step began.
-func (l *line) log(b []byte) {
+func (l *line) log(b []byte, now time.Time) {
 	for len(b) > 0 {
 		text, rest, whole := bytes.Cut(b, []byte{'\n'})
 		b = rest
 		if l.partial == "" {
-			l.partial = seconds(time.Since(l.started)) + " "
+			l.partial = seconds(now.Sub(l.started)) + " "
 			l.raw = keepLast(append(l.raw, ""))
 		}
 		l.partial += string(text)
@@ -186,19 +204,18 @@ func (p *Printer) Close() error {
 
 func canceled(err error) bool { return errors.Is(err, context.Canceled) }
 
-// PrintError shows a failed build's error with its excerpt, as Docker does.
-func PrintError(w io.Writer, err error) {
-	var e *Error
-	if errors.As(err, &e) {
-		io.WriteString(w, e.Excerpt)
-	}
-	fmt.Fprintf(w, "ERROR: %v\n", err)
-}
-
 type silent struct{}
 
 func (silent) update(*Printer, *line) {}
-func (silent) finish(*Printer)        {}
+
+// finish gives the explanations, which were asked for.
+func (silent) finish(p *Printer) {
+	for _, l := range p.order {
+		if l.reason != "" {
+			fmt.Fprintf(p.w, "%s: %s\n", l.name, l.reason)
+		}
+	}
+}
 
 // plain prints vertices one after the other. While several run, one has the floor; the
 // others are kept until it is done or silent for a while.
@@ -214,11 +231,11 @@ func (d *plain) update(p *Printer, l *line) {
 	if l == nil {
 		return
 	}
-	l.since = time.Now()
+	l.since = p.now()
 	switch {
 	case d.current == nil || d.current == l || d.current.done:
 		d.print(p, l)
-	case time.Since(d.current.since) > antiFlicker:
+	case p.now().Sub(d.current.since) > antiFlicker:
 		d.print(p, l)
 	default:
 		return

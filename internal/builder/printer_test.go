@@ -12,7 +12,7 @@ import (
 func TestPlainIsDockers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b bytes.Buffer
-		p := NewPrinter(&b, false, false)
+		p := NewPrinter(&b, PrintOptions{})
 		pr := progress{emit: p.Event}
 		v := pr.start("[internal] load build definition from Dockerfile")
 		v.status("transferring dockerfile: 103B done")
@@ -59,7 +59,7 @@ func TestPlainIsDockers(t *testing.T) {
 func TestPlainTakesTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b bytes.Buffer
-		p := NewPrinter(&b, false, false)
+		p := NewPrinter(&b, PrintOptions{})
 		pr := progress{emit: p.Event}
 		one, two := pr.start("one"), pr.start("two")
 		one.Write([]byte("a\n"))
@@ -80,7 +80,7 @@ func TestPlainTakesTurns(t *testing.T) {
 
 func TestQuietShowsFailuresOnly(t *testing.T) {
 	var b bytes.Buffer
-	p := NewPrinter(&b, true, true)
+	p := NewPrinter(&b, PrintOptions{Live: true, Quiet: true})
 	pr := progress{emit: p.Event}
 	pr.start("fine").done(nil)
 	v := pr.start("bad")
@@ -95,7 +95,7 @@ func TestQuietShowsFailuresOnly(t *testing.T) {
 func TestTerminalShowsRowsAndNoForeignEscapes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b bytes.Buffer
-		p := NewPrinter(&b, true, false)
+		p := NewPrinter(&b, PrintOptions{Live: true})
 		pr := progress{emit: p.Event}
 		pr.start("[1/2] FROM x").cached()
 		v := pr.start("[2/2] RUN \x1b]0;evil\x07 make")
@@ -115,4 +115,27 @@ func TestTerminalShowsRowsAndNoForeignEscapes(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestExplanationsAreForThoseWhoAsk(t *testing.T) {
+	for _, c := range []struct {
+		o    PrintOptions
+		want string
+	}{
+		{PrintOptions{}, "#1 [2/2] RUN make\n#1 DONE 0.0s\n"},
+		{PrintOptions{Explain: true}, "#1 [2/2] RUN make\n#1 not cached: ENV A: \"1\" -> \"2\"\n#1 DONE 0.0s\n"},
+		{PrintOptions{Explain: true, Quiet: true}, "[2/2] RUN make: not cached: ENV A: \"1\" -> \"2\"\n"},
+		{PrintOptions{Quiet: true}, ""},
+	} {
+		var b bytes.Buffer
+		p := NewPrinter(&b, c.o)
+		pr := progress{emit: p.Event}
+		v := pr.start("[2/2] RUN make")
+		v.reason(`ENV A: "1" -> "2"`)
+		v.done(nil)
+		p.Close()
+		if b.String() != c.want {
+			t.Errorf("%+v: got %q, want %q", c.o, b.String(), c.want)
+		}
+	}
 }

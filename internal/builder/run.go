@@ -31,6 +31,7 @@ type runOp struct {
 	privileged bool
 	hosts      []string
 	shm        int64
+	ulimits    []Ulimit
 	script     *heredocFile // a heredoc that starts with #!
 	mounts     []runMount
 	platform   image.Platform
@@ -59,7 +60,7 @@ type runMount struct {
 
 func (p *plan) evalRun(s *stage, c command, run *instructions.RunCommand) error {
 	o := &runOp{env: s.env, dir: s.config.Config.WorkingDir, user: s.config.Config.User,
-		hosts: p.o.ExtraHosts, shm: p.o.ShmSize, platform: s.platform, proxies: proxyEnv(p.args)}
+		hosts: p.o.ExtraHosts, shm: p.o.ShmSize, ulimits: p.o.Ulimits, platform: s.platform, proxies: proxyEnv(p.args)}
 	name := sourceOf(run)
 	line := run.ShellDependantCmdLine
 	if len(run.Files) > 0 {
@@ -78,7 +79,7 @@ func (p *plan) evalRun(s *stage, c command, run *instructions.RunCommand) error 
 	for _, a := range s.args {
 		o.declared[a.Key] = true
 	}
-	if err := o.setNetwork(run, p.o.Network); err != nil {
+	if err := o.setNetwork(run, p.o); err != nil {
 		return err
 	}
 	for i, m := range instructions.GetMounts(run) {
@@ -135,16 +136,29 @@ func heredocLine(run *instructions.RunCommand) (line instructions.ShellDependant
 	return line, summary, nil
 }
 
-func (o *runOp) setNetwork(run *instructions.RunCommand, asked string) error {
-	o.network = asked
-	if n := instructions.GetNetwork(run); n != instructions.NetworkDefault {
+func (o *runOp) setNetwork(run *instructions.RunCommand, asked Options) error {
+	o.network = asked.Network
+	switch n := instructions.GetNetwork(run); n {
+	case instructions.NetworkDefault:
+	case instructions.NetworkNone:
 		o.network = n
+	case instructions.NetworkHost:
+		if !asked.HostNetwork && asked.Network != n {
+			return fault.Deniedf("RUN --network=host is not allowed: grant it with --allow network.host")
+		}
+		o.network = n
+	default:
+		return fault.Invalidf("network mode %q is not known", n)
 	}
 	switch instructions.GetSecurity(run) {
 	case instructions.SecuritySandbox:
 		return nil
 	case instructions.SecurityInsecure:
-		return fault.Deniedf("RUN --security=insecure is not allowed: the entitlement security.insecure was not granted")
+		if !asked.Insecure {
+			return fault.Deniedf("RUN --security=insecure is not allowed: grant it with --allow security.insecure")
+		}
+		o.privileged = true
+		return nil
 	default:
 		return fault.Invalidf("security mode %q is not known", instructions.GetSecurity(run))
 	}
@@ -233,6 +247,12 @@ func (o *runOp) inputs(ctx context.Context, s *solver, in *inputs) error {
 	if o.shm != 0 {
 		in.add(kindShm, "", strconv.FormatInt(o.shm, 10))
 	}
+	for _, u := range o.ulimits {
+		in.add(kindUlimit, u.Name, fmt.Sprintf("%d:%d", u.Soft, u.Hard))
+	}
+	if o.privileged {
+		in.add(kindSecurity, "", instructions.SecurityInsecure)
+	}
 	for i := range o.mounts {
 		if err := o.mounts[i].inputs(ctx, s, in); err != nil {
 			return err
@@ -267,7 +287,7 @@ func (m *runMount) selector() selector {
 func (o *runOp) perform(ctx context.Context, s *solver, w *work) error {
 	step := Step{Key: w.key, Dir: o.dir, User: o.user, Hostname: "buildkitsandbox", Network: o.network,
 		Args: o.args, Env: append(slices.Clone(o.env), o.proxies...), ExtraHosts: o.hosts,
-		ShmSize: o.shm, Privileged: o.privileged}
+		ShmSize: o.shm, Ulimits: o.ulimits, Privileged: o.privileged}
 	var undo cleanup
 	defer undo.run()
 	for i := range o.mounts {

@@ -60,6 +60,9 @@ func (m *runMount) prepareCache(ctx context.Context, s *solver, step *Step, undo
 	if err := m.fill(ctx, s, dir); err != nil {
 		return err
 	}
+	if err := s.cache.noteMount(name, m.id); err != nil {
+		return err
+	}
 	step.Mounts = append(step.Mounts, Mount{Type: "bind", Source: dir, Target: m.target, ReadOnly: m.readOnly})
 	return nil
 }

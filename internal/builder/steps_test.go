@@ -61,6 +61,10 @@ func TestRunSeesConfigOfItsTime(t *testing.T) {
 	me := fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()) // whom WORKDIR may give a directory
 	o := w.options("FROM b\nRUN one\nENV A=1\nUSER " + me + "\nWORKDIR sub\nRUN --network=host two\nENV A=2\n")
 	o.ExtraHosts, o.ShmSize, o.Network = []string{"h:1.2.3.4"}, 99, "none"
+	if _, err := w.build(o); err == nil || !strings.Contains(err.Error(), "--allow network.host") {
+		t.Fatalf("the network of the host without leave: %v", err)
+	}
+	w.runs, o.HostNetwork, o.Text = nil, true, slices.Clone(o.Text)
 	if _, err := w.build(o); err != nil {
 		t.Fatal(err)
 	}

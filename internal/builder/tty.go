@@ -33,10 +33,10 @@ type live struct {
 }
 
 func (d *live) update(p *Printer, l *line) {
-	if l != nil && l.finished == nil && time.Since(d.drawn) < 100*time.Millisecond {
+	if l != nil && l.finished == nil && p.now().Sub(d.drawn) < 100*time.Millisecond {
 		return
 	}
-	if time.Since(d.drawn) < 20*time.Millisecond {
+	if p.now().Sub(d.drawn) < 20*time.Millisecond {
 		return
 	}
 	d.draw(p, false)
@@ -55,7 +55,7 @@ func terminalSize(w io.Writer) (width, height int) {
 }
 
 func (d *live) draw(p *Printer, last bool) {
-	d.drawn = time.Now()
+	d.drawn = p.now()
 	width, height := terminalSize(p.w)
 	rows := d.content(p, width, last)
 	if limit := height - 1; !last && len(rows) > limit {
@@ -91,9 +91,9 @@ func (d *live) content(p *Printer, width int, last bool) []string {
 	if last && !failed {
 		word = " FINISHED"
 	}
-	rows := []string{fmt.Sprintf("[+] Building %.1fs (%d/%d)%s", time.Since(d.begin).Seconds(), finished, len(p.order), word)}
+	rows := []string{fmt.Sprintf("[+] Building %.1fs (%d/%d)%s", p.now().Sub(d.begin).Seconds(), finished, len(p.order), word)}
 	for _, l := range p.order {
-		rows = append(rows, d.row(l, width))
+		rows = append(rows, d.row(l, width, p.now()))
 		for _, s := range l.status {
 			rows = append(rows, " => => "+visible(s, width-8))
 		}
@@ -109,9 +109,9 @@ func (d *live) content(p *Printer, width int, last bool) []string {
 	return rows
 }
 
-func (d *live) row(l *line, width int) string {
+func (d *live) row(l *line, width int, now time.Time) string {
 	name, colour := l.name, ""
-	took := time.Since(l.started)
+	took := now.Sub(l.started)
 	if l.finished != nil {
 		took, colour = l.finished.Sub(l.started), blue
 	}

@@ -94,7 +94,7 @@ var magics = [...]struct {
 }
 
 // archive opens a tar, compressed or not; r is nil when f is none.
-func archive(f *os.File) (r *tar.Reader, done func(), err error) {
+func archive(f io.Reader) (r *tar.Reader, done func(), err error) {
 	b := bufio.NewReaderSize(f, 256<<10)
 	head, err := b.Peek(512)
 	if err != nil && !errors.Is(err, io.EOF) {

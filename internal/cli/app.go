@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
@@ -165,7 +166,13 @@ func (a *app) openEngine() (backend, error) {
 		}
 	}
 	a.debugf("engine in %s and %s", root, run)
-	return a.open(engine.Options{Root: root, Run: run, Env: env, Version: version})
+	var quota int64
+	if q := a.env["KEG_BUILD_QUOTA"]; q != "" {
+		if quota, err = units.FromHumanSize(q); err != nil || quota <= 0 {
+			return nil, failf("KEG_BUILD_QUOTA=%s: want a number of bytes, for example 20GB", q)
+		}
+	}
+	return a.open(engine.Options{Root: root, Run: run, Env: env, Version: version, BuildQuota: quota})
 }
 
 // roots are the absolute directories of the engine: flag, else environment, else the

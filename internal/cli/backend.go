@@ -49,10 +49,6 @@ type containers interface {
 	Wait(ctx context.Context, ref string, c container.WaitCondition) (int, error)
 	Containers(context.Context, engine.ListOptions) ([]container.Summary, error)
 	Inspect(ctx context.Context, ref string, size bool) (container.InspectResponse, error)
-	Top(ctx context.Context, ref string, options []string) (container.TopResponse, error)
-	Stats(ctx context.Context, ref string) (container.StatsResponse, error)
-	Update(ctx context.Context, ref string, u container.UpdateConfig) error
-	StartBoot(ctx context.Context, started func(engine.Booted)) error
 	Commit(ctx context.Context, ref string, o engine.CommitOptions) (digest.Digest, error)
 	Export(ctx context.Context, ref string, w io.Writer) error
 	Diff(ctx context.Context, ref string) ([]engine.Change, error)
@@ -60,12 +56,18 @@ type containers interface {
 	CopyIn(ctx context.Context, src, ref, dst string, o engine.CopyOptions) (engine.Copied, error)
 	CopyFrom(ctx context.Context, ref, src string, follow bool, w io.Writer) (container.PathStat, error)
 	CopyTo(ctx context.Context, ref, dst string, tar io.Reader, o engine.CopyOptions) error
+	Top(ctx context.Context, ref string, options []string) (container.TopResponse, error)
+	Stats(ctx context.Context, ref string) (container.StatsResponse, error)
+	Update(ctx context.Context, ref string, u container.UpdateConfig) error
+	StartBoot(ctx context.Context, started func(engine.Booted)) error
 	Logs(ctx context.Context, ref string, o ctr.LogOptions, yield func(ctr.LogEntry) error) error
 }
 
 type images interface {
 	Pull(ctx context.Context, ref image.Reference, o engine.PullOptions) (engine.Pulled, error)
+	PullAll(ctx context.Context, repo image.Reference, o engine.PullOptions) ([]engine.Pulled, error)
 	Push(ctx context.Context, ref image.Reference, progress func(engine.PullEvent)) (image.Descriptor, error)
+	PushWith(ctx context.Context, ref image.Reference, o engine.PushOptions) (image.Descriptor, error)
 	Images(context.Context, engine.ImageListOptions) ([]dimage.Summary, error)
 	InspectImage(ctx context.Context, ref string) (dimage.InspectResponse, error)
 	History(ctx context.Context, ref string) ([]dimage.HistoryResponseItem, error)
@@ -75,9 +77,18 @@ type images interface {
 	Tag(ctx context.Context, source, target string) error
 	RemoveImage(ctx context.Context, ref string, force bool) ([]dimage.DeleteResponse, error)
 	Build(ctx context.Context, o builder.Options, progress func(builder.Event)) (*builder.Result, error)
+	CheckBuild(ctx context.Context, o builder.Options) (*builder.Checked, error)
+	BuildCache(ctx context.Context) ([]engine.CacheEntry, error)
 	Login(ctx context.Context, registry string, c registry.Credentials) (string, error)
 	Logout(ctx context.Context, registry string) error
 	StoredCredentials(ctx context.Context, host string) (registry.Credentials, error)
+	ManifestList(list image.Reference) (*image.Index, error)
+	RemoteManifest(ctx context.Context, ref image.Reference) (image.Descriptor, []byte, error)
+	RemoteImages(ctx context.Context, ref image.Reference) ([]engine.RemoteImage, error)
+	CreateManifestList(ctx context.Context, list image.Reference, members []image.Reference, amend bool) error
+	AnnotateManifestList(ctx context.Context, list, member image.Reference, a engine.Annotation) error
+	PushManifestList(ctx context.Context, list image.Reference, purge bool) (digest.Digest, error)
+	RemoveManifestList(list image.Reference) error
 	ServeRegistry(ctx context.Context, addr, dir string, o registry.ServerOptions, ready func(addr string)) error
 }
 

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,15 +20,18 @@ import (
 type buildFlags struct {
 	file, target, progress, iidfile, platform, network string
 	tags, args, labels, hosts, noCacheFilter, secrets  []string
-	noCache, pull, quiet                               bool
+	noCache, pull, quiet, explain                      bool
 	shmSize                                            int64
-	output, provenance, sbom                           string
+	output, provenance, sbom, metadata                 string
+	annotations, allow                                 []string
+	check, call                                        string
+	ulimits                                            ulimitValue
 }
 
 func newBuild(a *app) *cobra.Command {
 	o := &buildFlags{platform: a.env["DOCKER_DEFAULT_PLATFORM"], progress: firstOf(a.env["BUILDKIT_PROGRESS"], "auto")}
 	c := &cobra.Command{
-		Use:  "build [OPTIONS] PATH | -",
+		Use:  "build [OPTIONS] PATH | URL | -",
 		Args: exactArgs(1),
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			return nil, cobra.ShellCompDirectiveFilterDirs
@@ -44,7 +46,15 @@ func newBuild(a *app) *cobra.Command {
 
 func (o *buildFlags) bind(fs *pflag.FlagSet) {
 	fs.Var(newList(&o.hosts, checkExtraHost), "add-host", "Add a custom host-to-IP mapping (host:ip)")
+	fs.StringSliceVar(&o.allow, "allow", nil, `Allow extra privileged entitlement (e.g., "network.host", "security.insecure")`)
+	fs.Var(newList(&o.annotations, checkLabel), "annotation", "Add annotation to the image")
+	fs.StringVar(&o.metadata, "metadata-file", "", "Write build result metadata to a file")
+	fs.Var(&o.ulimits, "ulimit", "Ulimit options")
 	fs.Var(newList(&o.args, checkBuildArg), "build-arg", "Set build-time variables")
+	fs.BoolVar(&o.explain, "explain", false, "Say of each step that ran which input differed from the last time")
+	fs.StringVar(&o.check, "check", "", `Look for mistakes instead of building ("error": fail when there are any, "json": print JSON)`)
+	fs.Lookup("check").NoOptDefVal = "warn"
+	fs.StringVar(&o.call, "call", "build", `Set method for evaluating build ("build", "check")`)
 	fs.StringVarP(&o.file, "file", "f", "", `Name of the Dockerfile (default: "PATH/Dockerfile"); "-" reads it from stdin`)
 	fs.StringVar(&o.iidfile, "iidfile", "", "Write the image ID to a file")
 	fs.Var(newList(&o.labels, checkLabel), "label", "Set metadata for an image")
@@ -77,7 +87,7 @@ func checkBuildArg(s string) (string, error) {
 }
 
 // options makes the request of the flags; clean removes what was made for it.
-func (a *app) buildOptions(dir string, o *buildFlags) (req builder.Options, clean func(), err error) {
+func (a *app) buildOptions(ctx context.Context, dir string, o *buildFlags) (req builder.Options, clean func(), err error) {
 	clean = func() {}
 	req = builder.Options{
 		Context: dir, Dockerfile: o.file, Target: o.target, Env: a.env, Labels: keyValues(o.labels),
@@ -123,8 +133,43 @@ func (a *app) buildOptions(dir string, o *buildFlags) (req builder.Options, clea
 			return req, clean, fmt.Errorf("--%s=%s is not supported: images are made without attestations", flag, v)
 		}
 	}
-	clean, err = a.buildContext(&req, dir)
+	if err := o.grant(&req); err != nil {
+		return req, clean, err
+	}
+	clean, err = a.buildContext(ctx, &req, dir)
 	return req, clean, err
+}
+
+// grant sets what RUN may do beyond its box. What is not known is refused.
+func (o *buildFlags) grant(req *builder.Options) error {
+	for _, name := range o.allow {
+		switch name {
+		case "security.insecure":
+			req.Insecure = true
+		case "network.host":
+			req.HostNetwork = true
+		default:
+			return fmt.Errorf("invalid --allow %q: want security.insecure or network.host", name)
+		}
+	}
+	for _, u := range o.ulimits.list() {
+		req.Ulimits = append(req.Ulimits, builder.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
+	}
+	for _, s := range o.annotations {
+		k, v, _ := strings.Cut(s, "=")
+		switch kind, name, typed := strings.Cut(k, ":"); {
+		case !typed:
+		case kind == "manifest":
+			k = name
+		default:
+			return fmt.Errorf("invalid --annotation %q: an image of one platform has annotations of the manifest only", s)
+		}
+		if req.Annotations == nil {
+			req.Annotations = map[string]string{}
+		}
+		req.Annotations[k] = v
+	}
+	return nil
 }
 
 // buildSecrets reads what --secret names: a file, else a variable of that id or name.
@@ -153,64 +198,36 @@ func (a *app) buildSecrets(specs []string) (map[string][]byte, error) {
 	return secrets, nil
 }
 
-// buildContext finds the context: a directory, or nothing with the Dockerfile on stdin.
-func (a *app) buildContext(req *builder.Options, dir string) (clean func(), err error) {
-	clean = func() {}
-	switch {
-	case dir == "-" && req.Dockerfile == "-":
-		return clean, fmt.Errorf("invalid argument: can't use stdin for both build context and dockerfile")
-	case strings.Contains(dir, "://") || strings.HasPrefix(dir, "git@") || strings.HasPrefix(dir, "github.com/"):
-		return clean, fmt.Errorf("cannot build from %q: the context must be a directory on this machine; clone or download it first", dir)
-	case dir == "-" || req.Dockerfile == "-":
-		if req.Text, err = io.ReadAll(io.LimitReader(a.in, maxDockerfile+1)); err != nil {
-			return clean, fmt.Errorf("read the Dockerfile from stdin: %w", err)
+// buildPrinter shows the progress as --progress says.
+func (a *app) buildPrinter(o *buildFlags) (*builder.Printer, error) {
+	p := builder.PrintOptions{Explain: o.explain, Now: a.now}
+	w := a.err
+	switch o.progress {
+	case "plain":
+	case "tty":
+		p.Live, w = true, a.rawErr
+	case "auto":
+		if a.errTTY {
+			p.Live, w = true, a.rawErr
 		}
-		if err := checkText(req.Text); err != nil {
-			return clean, err
-		}
-		req.Dockerfile = "-"
+	case "quiet":
+		p.Quiet = true
+	default:
+		return nil, failf("invalid progress type %q: must be one of \"auto\", \"plain\", \"tty\" or \"quiet\"", o.progress)
 	}
-	if dir == "-" {
-		empty, err := os.MkdirTemp("", "keg-build-")
-		if err != nil {
-			return clean, err
-		}
-		req.Context = empty
-		return func() { os.RemoveAll(empty) }, nil
-	}
-	if req.Context, err = filepath.Abs(dir); err != nil {
-		return clean, err
-	}
-	st, err := os.Stat(req.Context)
-	switch {
-	case err != nil:
-		return clean, fmt.Errorf("unable to prepare context: path %q not found", dir)
-	case !st.IsDir():
-		return clean, fmt.Errorf("unable to prepare context: %q is not a directory", dir)
-	}
-	return clean, nil
-}
-
-const maxDockerfile = 4 << 20
-
-// checkText tells a Dockerfile from an archive.
-func checkText(b []byte) error {
-	switch {
-	case len(b) > maxDockerfile:
-		return fmt.Errorf("the Dockerfile on stdin is larger than 4 MiB")
-	case len(b) > 262 && string(b[257:262]) == "ustar", len(b) > 2 && b[0] == 0x1f && b[1] == 0x8b:
-		return fmt.Errorf("stdin holds an archive: unpack it and name the directory")
-	case len(b) == 0:
-		return fmt.Errorf("the Dockerfile on stdin is empty")
-	}
-	return nil
+	p.Quiet = p.Quiet || o.quiet
+	return builder.NewPrinter(w, p), nil
 }
 
 func (a *app) build1(ctx context.Context, dir string, o *buildFlags) error {
-	req, clean, err := a.buildOptions(dir, o)
+	req, clean, err := a.buildOptions(ctx, dir, o)
 	defer func() { clean() }()
 	if err != nil {
 		return failf("ERROR: %v", err)
+	}
+	how, err := o.checks()
+	if err != nil {
+		return err
 	}
 	show, err := a.buildPrinter(o)
 	if err != nil {
@@ -220,8 +237,11 @@ func (a *app) build1(ctx context.Context, dir string, o *buildFlags) error {
 	if err != nil {
 		return err
 	}
-	res, err := eng.Build(ctx, req, show.event)
-	show.close()
+	if how != nil {
+		return a.checkBuild(ctx, eng, req, *how)
+	}
+	res, err := eng.Build(ctx, req, show.Event)
+	show.Close()
 	if err != nil {
 		return buildError(ctx, err)
 	}
@@ -231,6 +251,11 @@ func (a *app) build1(ctx context.Context, dir string, o *buildFlags) error {
 	}
 	if o.quiet || o.progress == "quiet" {
 		fmt.Fprintln(a.out, id)
+	}
+	if o.metadata != "" {
+		if err := writeMetadata(o.metadata, res, req.Tags); err != nil {
+			return failf("write the metadata: %v", err)
+		}
 	}
 	if o.iidfile != "" {
 		if err := os.WriteFile(o.iidfile, []byte(id), 0o666); err != nil {

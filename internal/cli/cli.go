@@ -29,6 +29,9 @@ func Main(args []string) int {
 	if len(args) > 0 {
 		name = filepath.Base(args[0])
 	}
+	if rest, ok := isOCI(args); ok {
+		return ociMain(os.Stdout, rest)
+	}
 	if len(args) == 2 && (args[1] == "--version" || args[1] == "-v") && isEngine(name) {
 		printVersionLine(os.Stdout, name)
 		return 0

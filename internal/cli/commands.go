@@ -21,6 +21,7 @@ func commands() []entry {
 		{name: "builder", short: "Manage builds", sub: builderCommands},
 		{name: "container", short: "Manage containers", sub: containerCommands},
 		{name: "image", short: "Manage images", sub: imageCommands},
+		{name: "manifest", short: "Manage image manifests and manifest lists", sub: manifestCommands},
 		{name: "network", short: "Manage networks", sub: networkCommands},
 		{name: "registry", short: "Serve a registry", sub: registryCommands},
 		{name: "serve", short: "Answer the Docker Engine API", make: newServe},
@@ -40,6 +41,7 @@ func commands() []entry {
 		{name: "kill", short: "Kill one or more running containers", make: newKill},
 		{name: "load", short: "Load an image from a tar archive or STDIN", make: newLoad},
 		{name: "logs", short: "Fetch the logs of a container", make: newLogs},
+		{name: "oci", short: "Run bundles: an OCI runtime with runc's command line", make: newOCI},
 		{name: "pause", short: "Pause all processes within one or more containers", make: newPause},
 		{name: "port", short: "List port mappings or a specific mapping for the container", make: newPort},
 		{name: "rename", short: "Rename a container", make: newRename},
@@ -147,12 +149,14 @@ func systemCommands() []entry {
 func builderCommands() []entry {
 	return []entry{
 		{name: "build", short: "Build an image from a Dockerfile", make: newBuild},
+		{name: "du", short: "Show what the build cache keeps, and why", make: newBuilderDu},
 		{name: "prune", short: "Remove build cache", make: newBuilderPrune},
 	}
 }
 
 func registryCommands() []entry {
 	return []entry{
+		{name: "check", short: "Check the configuration file of a registry", make: newRegistryCheck},
 		{name: "serve", short: "Serve an OCI registry", make: newRegistryServe},
 	}
 }
@@ -170,8 +174,8 @@ func longForm(short string) (group, name string) {
 		return "image", short
 	case "events", "info":
 		return "system", short
-	case "attach", "commit", "cp", "create", "diff", "exec", "export", "kill", "logs", "pause", "port", "rename", "restart", "rm",
-		"run", "start", "stats", "stop", "top", "unpause", "update", "wait":
+	case "attach", "commit", "cp", "create", "diff", "exec", "export", "kill", "logs", "pause", "port", "rename", "restart",
+		"rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait":
 		return "container", short
 	}
 	return "", ""

@@ -83,7 +83,7 @@ type usageView struct {
 	Images     []*imageRow
 	Containers []*containerRow
 	Volumes    []*volumeRow
-	BuildCache []*cacheRow
+	BuildCache []*dfCacheRow
 }
 
 func (a *app) dfVerbose(ctx context.Context, eng backend, us []engine.Usage, format string) error {
@@ -126,7 +126,7 @@ func (a *app) usageView(d engine.DiskDetail, short bool) (v usageView) {
 		v.Volumes = append(v.Volumes, &volumeRow{&d.Volumes[i]})
 	}
 	for i := range d.BuildCache {
-		v.BuildCache = append(v.BuildCache, &cacheRow{&d.BuildCache[i], short, a.now()})
+		v.BuildCache = append(v.BuildCache, &dfCacheRow{&d.BuildCache[i], short, a.now()})
 	}
 	return v
 }
@@ -152,36 +152,36 @@ func writeUsage(w io.Writer, v usageView, us []engine.Usage) error {
 		}
 	}
 	const cache = "table {{.ID}}\t{{.CacheType}}\t{{.Size}}\t{{.CreatedSince}}\t{{.LastUsedSince}}\t{{.UsageCount}}\t{{.Shared}}"
-	return writeRows(w, listing{cache, cacheHeader()}, v.BuildCache)
+	return writeRows(w, listing{cache, dfCacheHeader()}, v.BuildCache)
 }
 
-func cacheHeader() header {
+func dfCacheHeader() header {
 	return header{"ID": "CACHE ID", "CacheType": "CACHE TYPE", "Size": "SIZE", "CreatedSince": "CREATED",
 		"LastUsedSince": "LAST USED", "UsageCount": "USAGE", "Shared": "SHARED", "Description": "DESCRIPTION", "InUse": "IN USE"}
 }
 
-// cacheRow is one step of the build cache, as templates see it.
-type cacheRow struct {
+// dfCacheRow is one step of the build cache, as templates see it.
+type dfCacheRow struct {
 	c     *engine.CacheUse
 	short bool
 	now   time.Time
 }
 
-func (r *cacheRow) MarshalJSON() ([]byte, error) { return marshalRow(r) }
+func (r *dfCacheRow) MarshalJSON() ([]byte, error) { return marshalRow(r) }
 
-func (r *cacheRow) ID() string {
+func (r *dfCacheRow) ID() string {
 	if r.short {
 		return shortID(r.c.ID)
 	}
 	return r.c.ID
 }
-func (r *cacheRow) CacheType() string     { return r.c.Type }
-func (r *cacheRow) Description() string   { return r.c.Text }
-func (r *cacheRow) Size() string          { return units.HumanSizeWithPrecision(float64(r.c.Size), 3) }
-func (r *cacheRow) CreatedAt() string     { return r.c.Created.String() }
-func (r *cacheRow) CreatedSince() string  { return ago(r.now, r.c.Created) }
-func (r *cacheRow) LastUsedAt() string    { return r.c.Used.String() }
-func (r *cacheRow) LastUsedSince() string { return ago(r.now, r.c.Used) }
-func (r *cacheRow) UsageCount() string    { return strconv.Itoa(r.c.Uses) }
-func (r *cacheRow) InUse() string         { return strconv.FormatBool(r.c.InUse) }
-func (r *cacheRow) Shared() string        { return strconv.FormatBool(r.c.Shared) }
+func (r *dfCacheRow) CacheType() string     { return r.c.Type }
+func (r *dfCacheRow) Description() string   { return r.c.Text }
+func (r *dfCacheRow) Size() string          { return units.HumanSizeWithPrecision(float64(r.c.Size), 3) }
+func (r *dfCacheRow) CreatedAt() string     { return r.c.Created.String() }
+func (r *dfCacheRow) CreatedSince() string  { return ago(r.now, r.c.Created) }
+func (r *dfCacheRow) LastUsedAt() string    { return r.c.Used.String() }
+func (r *dfCacheRow) LastUsedSince() string { return ago(r.now, r.c.Used) }
+func (r *dfCacheRow) UsageCount() string    { return strconv.Itoa(r.c.Uses) }
+func (r *dfCacheRow) InUse() string         { return strconv.FormatBool(r.c.InUse) }
+func (r *dfCacheRow) Shared() string        { return strconv.FormatBool(r.c.Shared) }

@@ -3,6 +3,8 @@ package cli
 import (
 	"bytes"
 	"context"
+	"errors"
+	"io"
 	"net/netip"
 	"strings"
 	"sync"
@@ -13,6 +15,7 @@ import (
 	dimage "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/volume"
+	"github.com/opencontainers/go-digest"
 
 	"keg/internal/builder"
 	ctr "keg/internal/container"
@@ -71,10 +74,94 @@ type fake struct {
 	networks   []network.Inspect
 	pruneOpt   engine.PruneOptions
 	pruned     engine.Pruned
+	cache      []engine.CacheEntry
+	checked    *builder.Checked
 	usage      []engine.Usage
+	cacheUse   []engine.CacheUse
+	top        container.TopResponse
+	samples    []container.StatsResponse // one a call
+	update     container.UpdateConfig
+	booted     []engine.Booted
+	endpoint   network.EndpointSettings
+	forced     bool
+	reasons    map[string][]engine.Reason
+	archive    string // what volume export writes and import reads
 	info       engine.Info
 	messages   []event.Message
 	problems   []engine.Problem
+
+	saved     engine.SaveOptions
+	load      engine.LoadOptions
+	loaded    []engine.Loaded
+	importOpt engine.ImportOptions
+	commit    engine.CommitOptions
+	copy      engine.CopyOptions
+	changes   []engine.Change
+	id        digest.Digest
+	got       string // what a command gave to read
+}
+
+func (f *fake) read(r io.Reader) {
+	b, _ := io.ReadAll(r)
+	f.got = string(b)
+}
+
+func (f *fake) Save(_ context.Context, names []string, w io.Writer, o engine.SaveOptions) error {
+	f.saved = o
+	io.WriteString(w, f.out)
+	return f.say(append([]string{"save"}, names...)...)
+}
+
+func (f *fake) Load(_ context.Context, r io.Reader, o engine.LoadOptions) ([]engine.Loaded, error) {
+	f.load = o
+	f.read(r)
+	return f.loaded, f.say("load")
+}
+
+func (f *fake) Import(_ context.Context, r io.Reader, o engine.ImportOptions) (digest.Digest, error) {
+	f.importOpt = o
+	f.read(r)
+	return f.id, f.say("import", o.Repository)
+}
+
+func (f *fake) Export(_ context.Context, ref string, w io.Writer) error {
+	io.WriteString(w, f.out)
+	return f.say("export", ref)
+}
+
+func (f *fake) Commit(_ context.Context, ref string, o engine.CommitOptions) (digest.Digest, error) {
+	f.commit = o
+	return f.id, f.say("commit", ref)
+}
+
+func (f *fake) Diff(_ context.Context, ref string) ([]engine.Change, error) {
+	return f.changes, f.say("diff", ref)
+}
+
+func (f *fake) CopyOut(_ context.Context, ref, src, dst string, o engine.CopyOptions) (engine.Copied, error) {
+	f.copy = o
+	return engine.Copied{Bytes: 2048, To: dst}, f.say("out", ref, src, dst)
+}
+
+func (f *fake) CopyIn(_ context.Context, src, ref, dst string, o engine.CopyOptions) (engine.Copied, error) {
+	f.copy = o
+	return engine.Copied{Bytes: 2048, To: ref + ":" + dst}, f.say("in", src, ref, dst)
+}
+
+func (f *fake) CopyFrom(_ context.Context, ref, src string, _ bool, w io.Writer) (container.PathStat, error) {
+	io.WriteString(w, f.out)
+	return container.PathStat{}, f.say("from", ref, src)
+}
+
+func (f *fake) CopyTo(_ context.Context, ref, dst string, r io.Reader, o engine.CopyOptions) error {
+	f.copy = o
+	f.read(r)
+	return f.say("to", ref, dst)
+}
+
+func (f *fake) PullAll(_ context.Context, repo image.Reference, o engine.PullOptions) ([]engine.Pulled, error) {
+	f.pull = o
+	return nil, f.say("pull all", repo.Name())
 }
 
 // set is for what commands do to several objects at once.
@@ -196,6 +283,10 @@ func (f *fake) Pull(_ context.Context, ref image.Reference, o engine.PullOptions
 	return engine.Pulled{Ref: ref}, f.say("pull", ref.String())
 }
 
+func (f *fake) PushWith(ctx context.Context, ref image.Reference, o engine.PushOptions) (image.Descriptor, error) {
+	return f.Push(ctx, ref, o.Progress)
+}
+
 func (f *fake) Push(_ context.Context, ref image.Reference, progress func(engine.PullEvent)) (image.Descriptor, error) {
 	for _, e := range f.pullEvents {
 		progress(e)
@@ -298,8 +389,16 @@ func (f *fake) Prune(_ context.Context, o engine.PruneOptions) (engine.Pruned, e
 	f.pruneOpt = o
 	return f.pruned, f.err
 }
+func (f *fake) CheckBuild(_ context.Context, o builder.Options) (*builder.Checked, error) {
+	f.build = o
+	return f.checked, f.err
+}
 func (f *fake) DiskUsage(context.Context) ([]engine.Usage, error) { return f.usage, f.err }
-func (f *fake) Info(context.Context) (engine.Info, error)         { return f.info, f.err }
+func (f *fake) DiskDetail(context.Context) (engine.DiskDetail, error) {
+	return engine.DiskDetail{Images: f.images, Containers: f.containers, Volumes: f.volumes, BuildCache: f.cacheUse}, f.err
+}
+func (f *fake) Info(context.Context) (engine.Info, error)               { return f.info, f.err }
+func (f *fake) BuildCache(context.Context) ([]engine.CacheEntry, error) { return f.cache, f.err }
 
 func (f *fake) Check(_ context.Context, repair bool, found func(engine.Problem)) error {
 	for _, p := range f.problems {
@@ -361,3 +460,67 @@ func kegNow(t *testing.T, f *fake, now time.Time, args ...string) result {
 }
 
 func mustAddr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+func (f *fake) Top(_ context.Context, ref string, options []string) (container.TopResponse, error) {
+	return f.top, f.say(append([]string{"top"}, append(options, ref)...)...)
+}
+
+func (f *fake) Stats(_ context.Context, ref string) (container.StatsResponse, error) {
+	err := f.say("stats", ref)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.samples[0]
+	if len(f.samples) > 1 {
+		f.samples = f.samples[1:]
+	}
+	return s, err
+}
+
+func (f *fake) Update(_ context.Context, ref string, u container.UpdateConfig) error {
+	f.set(func() { f.update = u })
+	return f.say("update", ref)
+}
+
+func (f *fake) StartBoot(_ context.Context, started func(engine.Booted)) error {
+	for _, b := range f.booted {
+		started(b)
+	}
+	return f.err
+}
+
+func (f *fake) ConnectNetwork(_ context.Context, name, ref string, s network.EndpointSettings) error {
+	f.endpoint = s
+	return f.say("connect", name, ref)
+}
+
+func (f *fake) DisconnectNetwork(_ context.Context, name, ref string, force bool) error {
+	f.forced = force
+	return f.say("disconnect", name, ref)
+}
+func (f *fake) ReloadNetworks(context.Context) error { return f.say("reload") }
+
+func (f *fake) CloneVolume(_ context.Context, from, to string) (volume.Volume, error) {
+	return volume.Volume{Name: to}, f.say("clone", from, to)
+}
+func (f *fake) RenameVolume(_ context.Context, from, to string) error {
+	return f.say("rename volume", from, to)
+}
+
+func (f *fake) ExportVolume(_ context.Context, name string, w io.Writer) error {
+	io.WriteString(w, f.archive)
+	return f.say("export", name)
+}
+
+func (f *fake) ImportVolume(_ context.Context, name string, r io.Reader) error {
+	b, err := io.ReadAll(r)
+	f.archive = string(b)
+	return errors.Join(err, f.say("import", name))
+}
+
+func (f *fake) Why(_ context.Context, ref string) ([]engine.Reason, error) {
+	rs, ok := f.reasons[ref]
+	if !ok {
+		return nil, fault.NotFoundf("No such object: %s", ref)
+	}
+	return rs, nil
+}

@@ -20,9 +20,9 @@ import (
 )
 
 type imagesFlags struct {
-	all, digests, noTrunc, quiet bool
-	format                       string
-	filter                       filterValue
+	all, digests, noTrunc, quiet, tree bool
+	format                             string
+	filter                             filterValue
 }
 
 func newImages(a *app) *cobra.Command {
@@ -42,10 +42,14 @@ func newImages(a *app) *cobra.Command {
 	fs.StringVar(&o.format, "format", "", formatHelp)
 	fs.BoolVar(&o.noTrunc, "no-trunc", false, "Don't truncate output")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "Only show image IDs")
+	fs.BoolVar(&o.tree, "tree", false, "List multi-platform images as a tree")
 	return c
 }
 
 func (a *app) images(ctx context.Context, o *imagesFlags, ref string, shortForm bool) error {
+	if o.tree {
+		return a.imageTree(ctx, o, ref)
+	}
 	format := o.format
 	if format == "" && !o.quiet {
 		format = a.clientConfig().ImagesFormat

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"keg/internal/builder"
+	"keg/internal/dockerfile"
 	"keg/internal/engine"
 	"keg/internal/fault"
 	"keg/internal/image"
@@ -87,21 +88,17 @@ func TestBuild(t *testing.T) {
 	dir := t.TempDir()
 	iid := filepath.Join(dir, "iid")
 	f := &fake{built: &builder.Result{ConfigID: someDigest, Warnings: []string{"FromAsCasing"}}, events: buildEvents(fixedNow)}
-	r := kegWith(t, f, "", map[string]string{"TOKEN": "t"}, "build", "--progress", "plain", "-t", "kv-web:1.0", "-t", "x", "--build-arg", "A=1", "--build-arg", "TOKEN", "--label", "l=v",
+	r := kegWith(t, f, "", map[string]string{"TOKEN": "t"}, "build", "--explain", "--progress", "plain", "-t", "kv-web:1.0", "-t", "x", "--build-arg", "A=1", "--build-arg", "TOKEN", "--label", "l=v",
 		"--target", "dev", "--no-cache", "--pull", "--platform", "linux/arm64", "--network", "host", "--add-host", "a:1.2.3.4", "--shm-size", "1m", "-f", "Other", "--iidfile", iid, "--load", dir)
 	r.want(t, 0, "", `#1 [internal] load build definition from Dockerfile
 #1 transferring dockerfile: 31B done
 #1 DONE 2.5s
 
 #2 [1/2] FROM base
-
-#3 [2/2] RUN make\x1b[31m
-#3 not cached: COPY of a.c differs
-
-#2 [1/2] FROM base
 #2 CACHED
 
-#3 [2/2] RUN make\x1b[31m
+#3 [2/2] RUN make
+#3 not cached: COPY of a.c differs
 #3 3.000 one
 #3 3.000 two
 #3 3.000 three
@@ -141,17 +138,27 @@ func TestBuildContexts(t *testing.T) {
 		"-f - -":                    "ERROR: invalid argument: can't use stdin for both build context and dockerfile\n",
 		"/nope":                     "ERROR: unable to prepare context: path \"/nope\" not found\n",
 		file:                        "ERROR: unable to prepare context: \"" + file + "\" is not a directory\n",
-		"https://example.com/x.git": "ERROR: cannot build from \"https://example.com/x.git\": the context must be a directory on this machine; clone or download it first\n",
+		"ssh://example.com/x.git":   "ERROR: git address \"ssh://example.com/x.git\": only https, http and file are supported; use https\n",
+		"https://h/x.git#a:../../b": "ERROR: git address \"https://h/x.git#a:../../b\": the directory \"../../b\" leads out of the repository\n",
+		"--allow all " + dir:        "ERROR: invalid --allow \"all\": want security.insecure or network.host\n",
 		"-t UPPER " + dir:           "ERROR: invalid tag \"UPPER\": invalid reference format: repository name (library/UPPER) must be lowercase\n",
 		"-":                         "ERROR: the Dockerfile on stdin is empty\n",
 		"--sbom=true " + dir:        "ERROR: --sbom=true is not supported: images are made without attestations\n",
 	} {
 		keg(t, f, append([]string{"build"}, strings.Fields(args)...)...).want(t, 1, "", want)
 	}
-	kegWith(t, f, "\x1f\x8b\x08", nil, "build", "-").want(t, 1, "", "ERROR: stdin holds an archive: unpack it and name the directory\n")
+	kegWith(t, f, "\x1f\x8b\x08", nil, "build", "-f", "-", dir).want(t, 1, "", "ERROR: stdin holds an archive: name it as the context (-), not as the Dockerfile\n")
+	meta := filepath.Join(dir, "meta.json")
+	kegWith(t, f, "FROM scratch\n", nil, "build", "-q", "--metadata-file", meta, "--allow", "security.insecure,network.host", "--ulimit", "nofile=10:20", "--annotation", "a=b", "-t", "x", "-").want(t, 0, someDigest+"\n", "")
+	if b, _ := os.ReadFile(meta); !strings.Contains(string(b), `"containerimage.config.digest": "`+someDigest) || !strings.Contains(string(b), `"image.name": "docker.io/library/x:latest"`) {
+		t.Errorf("metadata %s", b)
+	}
+	if o := f.build; !o.Insecure || !o.HostNetwork || len(o.Ulimits) != 1 || o.Ulimits[0].Hard != 20 || o.Annotations["a"] != "b" {
+		t.Errorf("options %+v", o)
+	}
 	now := fixedNow
 	failed := &fake{err: errors.New("exit code: 1"), events: append(buildEvents(now)[:7], builder.Event{Vertex: 3, Err: errors.New("exit code: 1"), Finished: &now})}
-	if r := keg(t, failed, "build", dir); r.code != 1 || !strings.HasSuffix(r.err, "#3 3.000 tw\n#3 ERROR: exit code: 1\n------\n > [2/2] RUN make\\x1b[31m:\none\ntw\n------\nERROR: failed to build: failed to solve: exit code: 1\n") {
+	if r := keg(t, failed, "build", dir); r.code != 1 || !strings.HasSuffix(r.err, "#3 3.000 tw\n#3 ERROR: exit code: 1\n------\n > [2/2] RUN make:\n3.000 one\n3.000 tw\n------\nERROR: failed to build: failed to solve: exit code: 1\n") {
 		t.Errorf("%+v", r)
 	}
 	at := &builder.Error{File: "Dockerfile", Line: 2, Excerpt: "Dockerfile:2\n--------------------\n   2 | >>> RUN false\n--------------------\n", Err: errors.New("exit code: 1")}
@@ -162,36 +169,6 @@ func TestBuildContexts(t *testing.T) {
 	}
 	keg(t, f, "build", "-q", "--secret", "id=x,env=NOPE", dir).want(t, 1, "", "ERROR: --secret \"id=x,env=NOPE\": the variable NOPE is not set\n")
 	keg(t, &fake{err: errors.New("process failed")}, "build", "-q", dir).want(t, 1, "", "ERROR: failed to build: failed to solve: process failed\n")
-}
-
-// The screen must stay inside its lines: as many up as it wrote before.
-func TestBuildScreen(t *testing.T) {
-	var out strings.Builder
-	now := fixedNow
-	s := &buildScreen{w: &out, now: func() time.Time { return now }, start: now.Add(-3 * time.Second), width: 40, height: 24, stop: make(chan struct{})}
-	for _, e := range buildEvents(now)[:7] {
-		s.event(e)
-	}
-	s.event(builder.Event{Vertex: 2, Status: "one done"})
-	s.event(builder.Event{Vertex: 2, Status: "two"})
-	s.draw()
-	want := "\x1b[J[+] Building 3.0s (2/3)\n" +
-		" => [internal] load build definiti 2.5s\n" +
-		" => => transferring dockerfile: 31 2.5s\n" +
-		" => CACHED [1/2] FROM base         2.5s\n" +
-		" => => one                         2.5s\n" +
-		" => => two                         2.5s\n" +
-		" => [2/2] RUN make\\x1b[31m         3.0s\n" +
-		" => => # one\n"
-	if out.String() != want {
-		t.Errorf("screen:\n%q\nwant\n%q", out.String(), want)
-	}
-	out.Reset()
-	s.event(builder.Event{Vertex: 3, Err: errors.New("exit 1"), Finished: &now})
-	s.close()
-	if got := out.String(); !strings.HasPrefix(got, "\x1b[8A\r\x1b[J") || !strings.Contains(got, "=> ERROR [2/2]") || !strings.HasSuffix(got, "------\n > [2/2] RUN make\\x1b[31m:\none\ntw\n------\n") {
-		t.Errorf("end:\n%q", got)
-	}
 }
 
 // A line of progress on a terminal is redrawn in place and never wraps.
@@ -249,4 +226,21 @@ func TestRegistryServe(t *testing.T) {
 		t.Errorf("defaults %q %q %+v", f.serveAddr, f.serveDir, f.serve)
 	}
 	keg(t, f, "registry", "serve", "--htpasswd", "none").want(t, 1, "", "--htpasswd: stat none: no such file or directory\n")
+}
+
+func TestBuildCheck(t *testing.T) {
+	dir := t.TempDir()
+	f := &fake{checked: &builder.Checked{Name: "Dockerfile"}}
+	keg(t, f, "build", "--check", dir).want(t, 0, "Check complete, no warnings found.\n", "")
+	f.checked.Warnings = []dockerfile.Warning{{Rule: "JSONArgsRecommended", URL: "https://x", Message: "JSON", Line: 2, LastLine: 3, Excerpt: "Dockerfile:2\n-----\n"}}
+	text := "Check complete, 1 warning has been found!\n\nWARNING: JSONArgsRecommended - https://x\nJSON\nDockerfile:2\n-----\n"
+	failed := "ERROR: lint violation found for rules: JSONArgsRecommended (Dockerfile:2)\n"
+	keg(t, f, "build", "--call", "check", dir).want(t, 0, text, "")
+	keg(t, f, "build", "--check=error", dir).want(t, 1, text, failed)
+	if r := keg(t, f, "build", "--check=json,error", dir); r.code != 1 || !strings.Contains(r.out, `"ruleName": "JSONArgsRecommended"`) || r.err != failed {
+		t.Errorf("%+v", r)
+	}
+	keg(t, f, "build", "--check=loud", dir).want(t, 1, "", "invalid --check \"loud\": want error, json, or both with a comma\n")
+	f.checked.Strict = true
+	keg(t, f, "build", "--check", dir).want(t, 1, text, failed)
 }

@@ -20,7 +20,6 @@ import (
 // monitors outlive it: they are ended by the shutdown, or by keg, never by "systemctl stop".
 const unitText = `[Unit]
 Description=Start the containers of keg that should run after a boot
-Documentation=man:keg-start(1)
 After=network-online.target local-fs.target firewalld.service nftables.service ufw.service
 Wants=network-online.target
 RequiresMountsFor={{.Root}}
@@ -29,7 +28,7 @@ RequiresMountsFor={{.Root}}
 Type=oneshot
 RemainAfterExit=yes
 ExecStart={{.Binary}} --root {{.Root}} --run-root {{.Run}} start --boot
-KillMode=none
+KillMode=process
 Delegate=yes
 TasksMax=infinity
 

@@ -165,26 +165,6 @@ func newNetworkPrune(a *app) *cobra.Command {
 	})
 }
 
-func newBuilderPrune(a *app) *cobra.Command {
-	return a.prune(pruneCommand{
-		cancelled: "build cache", noTotal: true,
-		flags: func(c *cobra.Command, o *engine.PruneOptions) {
-			c.Flags().BoolVarP(&o.All, "all", "a", false, "Remove all build cache, not just what no image needs")
-		},
-		what: func(_ *cobra.Command, o *engine.PruneOptions) string {
-			o.BuildCache = true
-			if o.All {
-				return "WARNING! This will remove all build cache." + sure
-			}
-			return "WARNING! This will remove all dangling build cache." + sure
-		},
-		print: func(w io.Writer, p engine.Pruned) {
-			deleted(w, "Deleted build cache objects", p.BuildCache)
-			fmt.Fprintln(w, "Total:", units.HumanSize(float64(p.Reclaimed)))
-		},
-	})
-}
-
 func newSystemPrune(a *app) *cobra.Command {
 	return a.prune(pruneCommand{
 		cancelled: "system",

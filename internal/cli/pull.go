@@ -14,6 +14,7 @@ import (
 )
 
 type pullFlags struct {
+	all      bool
 	quiet    bool
 	platform string
 }
@@ -29,6 +30,7 @@ func newPull(a *app) *cobra.Command {
 		},
 	}
 	fs := c.Flags()
+	fs.BoolVarP(&o.all, "all-tags", "a", false, "Download all tagged images in the repository")
 	fs.StringVar(&o.platform, "platform", o.platform, "Set platform if the image has several")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "Suppress verbose output")
 	fs.Bool("disable-content-trust", true, "")
@@ -60,17 +62,16 @@ func hasTag(name string) bool {
 }
 
 func (a *app) pull(ctx context.Context, name string, o *pullFlags) error {
+	if o.all {
+		return a.pullAll(ctx, name, o)
+	}
 	ref, err := a.parseRemote(name, o.quiet)
 	if err != nil {
 		return err
 	}
-	opt := engine.PullOptions{}
-	if o.platform != "" {
-		p, err := image.ParsePlatform(o.platform)
-		if err != nil {
-			return failf("%v", err)
-		}
-		opt.Platform = &p
+	opt, err := o.options()
+	if err != nil {
+		return err
 	}
 	eng, err := a.engine()
 	if err != nil {
@@ -84,39 +85,81 @@ func (a *app) pull(ctx context.Context, name string, o *pullFlags) error {
 	return nil
 }
 
+// pullAll pulls every tag; the name must not have one.
+func (a *app) pullAll(ctx context.Context, name string, o *pullFlags) error {
+	ref, err := image.ParseRepository(name)
+	if err != nil {
+		return failf("%v", err)
+	}
+	if ref.Tag != "" || ref.Digest != "" {
+		return failf("tag can't be used with --all-tags/-a")
+	}
+	opt, err := o.options()
+	if err != nil {
+		return err
+	}
+	eng, err := a.engine()
+	if err != nil {
+		return err
+	}
+	opt.Progress = a.newProgress(a.rawOut, a.outTTY, o.quiet).event
+	if _, err := eng.PullAll(ctx, ref, opt); err != nil {
+		return err
+	}
+	fmt.Fprintln(a.out, ref.Name())
+	return nil
+}
+
+func (o *pullFlags) options() (engine.PullOptions, error) {
+	opt := engine.PullOptions{}
+	if o.platform != "" {
+		p, err := image.ParsePlatform(o.platform)
+		if err != nil {
+			return opt, failf("%v", err)
+		}
+		opt.Platform = &p
+	}
+	return opt, nil
+}
+
 func newPush(a *app) *cobra.Command {
 	var quiet, all bool
+	var compression string
 	c := &cobra.Command{
 		Use:               "push [OPTIONS] NAME[:TAG]",
 		Args:              exactArgs(1),
 		ValidArgsFunction: a.complete(imageNames, 1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if compression != "" && compression != string(image.Gzip) && compression != string(image.Zstd) {
+				return failf("--compression: %q is not one of gzip, zstd", compression)
+			}
 			if all {
-				return a.pushAll(c.Context(), args[0], quiet)
+				return a.pushAll(c.Context(), args[0], compression, quiet)
 			}
 			ref, err := a.parseRemote(args[0], quiet)
 			if err != nil {
 				return err
 			}
-			return a.push(c.Context(), ref, quiet)
+			return a.push(c.Context(), ref, compression, quiet)
 		},
 	}
 	fs := c.Flags()
 	fs.BoolVarP(&all, "all-tags", "a", false, "Push all tags of an image to the repository")
+	fs.StringVar(&compression, "compression", "", `Compression of layers that were built here ("gzip", "zstd"; default: as last time)`)
 	fs.BoolVarP(&quiet, "quiet", "q", false, "Suppress verbose output")
 	fs.Bool("disable-content-trust", true, "")
 	fs.Lookup("disable-content-trust").Hidden = true
 	return c
 }
 
-func (a *app) push(ctx context.Context, ref image.Reference, quiet bool) error {
+func (a *app) push(ctx context.Context, ref image.Reference, compression string, quiet bool) error {
 	eng, err := a.engine()
 	if err != nil {
 		return err
 	}
 	p := a.newProgress(a.rawOut, a.outTTY, quiet)
 	p.event(engine.PullEvent{Status: "The push refers to repository [" + ref.Name() + "]"})
-	d, err := eng.Push(ctx, ref, p.event)
+	d, err := eng.PushWith(ctx, ref, engine.PushOptions{Compression: image.Compression(compression), Progress: p.event})
 	if err != nil {
 		return err
 	}
@@ -128,7 +171,7 @@ func (a *app) push(ctx context.Context, ref image.Reference, quiet bool) error {
 	return nil
 }
 
-func (a *app) pushAll(ctx context.Context, name string, quiet bool) error {
+func (a *app) pushAll(ctx context.Context, name, compression string, quiet bool) error {
 	repo, err := image.ParseReference(name)
 	if err != nil {
 		return failf("%v", err)
@@ -152,7 +195,7 @@ func (a *app) pushAll(ctx context.Context, name string, quiet bool) error {
 				continue
 			}
 			found = true
-			if err := a.push(ctx, ref, quiet); err != nil {
+			if err := a.push(ctx, ref, compression, quiet); err != nil {
 				return err
 			}
 		}

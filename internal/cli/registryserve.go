@@ -17,7 +17,7 @@ import (
 )
 
 func newRegistryServe(a *app) *cobra.Command {
-	var addr, dir string
+	var addr, dir, config string
 	var o registry.ServerOptions
 	var quiet bool
 	c := &cobra.Command{
@@ -25,6 +25,25 @@ func newRegistryServe(a *app) *cobra.Command {
 		Long: "Serve an OCI registry over HTTP: pull, push, mount, tags, delete.\nWithout --dir it serves the images of this engine.",
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if config != "" {
+				set, err := registry.ReadSettings(config)
+				if err != nil {
+					return failf("%v", err)
+				}
+				// What is typed is stronger than what is written.
+				if set.Addr != "" && !c.Flags().Changed("addr") {
+					addr = set.Addr
+				}
+				if dir == "" {
+					dir = set.Dir
+				}
+				if o.Htpasswd != "" {
+					set.Options.Htpasswd = o.Htpasswd
+				}
+				set.Options.Delete = set.Options.Delete || o.Delete
+				set.Options.ReadOnly = set.Options.ReadOnly || o.ReadOnly
+				o, quiet = set.Options, quiet || set.Quiet
+			}
 			if dir != "" {
 				abs, err := filepath.Abs(dir)
 				if err != nil {
@@ -56,6 +75,7 @@ func newRegistryServe(a *app) *cobra.Command {
 	}
 	fs := c.Flags()
 	fs.StringVar(&addr, "addr", ":5000", "Address to listen on (host:port)")
+	fs.StringVar(&config, "config", "", "Configuration file (see keg registry check)")
 	fs.BoolVar(&o.Delete, "delete", false, "Allow deletion of manifests and blobs")
 	fs.StringVar(&dir, "dir", "", "Directory of the registry (default: the engine's own store)")
 	fs.StringVar(&dir, "root-dir", "", "")
@@ -65,3 +85,38 @@ func newRegistryServe(a *app) *cobra.Command {
 	fs.BoolVar(&o.ReadOnly, "read-only", false, "Refuse pushes and deletions")
 	return c
 }
+
+func newRegistryCheck(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:  "check FILE",
+		Long: registryCheckLong,
+		Args: exactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if _, err := registry.ReadSettings(args[0]); err != nil {
+				return failf("%v", err)
+			}
+			fmt.Fprintf(a.out, "%s: ok\n", args[0])
+			return nil
+		},
+	}
+}
+
+const registryCheckLong = `Check the configuration file of a registry and the files that it names.
+Each mistake is printed with its line. One directive a line, "#" begins a comment:
+
+  listen    0.0.0.0:5000
+  dir       /srv/registry            # "engine": this engine's own images
+  tls       cert.pem key.pem         # read again when they change
+  htpasswd  users                    # htpasswd -B
+  tokens    realm=https://registry.example.com/token key=token.key life=5m
+  allow     **       anyone pull   users push
+  allow     team/**  alice,bob all   # pull, push, delete
+  immutable **       v*
+  quota     team/**  10GiB
+  keep      team/**  tags=pr-* last=10 age=30d pulled=14d untagged=1d
+  collect   every=1h grace=1h
+  upstream  hub/     docker.io fresh=1m
+  delete    on                       # also: read-only, sparse, metrics, log
+  connections 4096
+
+"*" stands for a part of one component of a name, "/**" at its end for all below.`

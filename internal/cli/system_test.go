@@ -111,7 +111,19 @@ func TestPrune(t *testing.T) {
 		t.Errorf("volume prune: %+v", o)
 	}
 	keg(t, f, "network", "prune", "-f").want(t, 0, networks, "")
-	keg(t, f, "builder", "prune", "-f").want(t, 0, cache+"Total: 1.235MB\n", "")
+	f.pruned.CacheEntries = []engine.CacheEntry{{ID: "0123456789abcdef", Kind: "step", Description: "RUN make\x1b[2J", Size: 1000, Reason: "last used 3 days ago"}}
+	keg(t, f, "builder", "prune", "-f", "--max-used-space", "1m").want(t, 0, `ID             KIND      SIZE      DESCRIPTION       REASON
+0123456789ab   step      1kB       RUN make\x1b[2J   last used 3 days ago
+Total: 1.235MB
+`, "")
+	if o := f.pruneOpt; !o.BuildCache || o.All || o.MaxUsed != 1<<20 {
+		t.Errorf("builder prune: %+v", o)
+	}
+	f.cache = f.pruned.CacheEntries
+	keg(t, f, "builder", "du", "--format", "{{.ID}} {{.Size}} {{.Shared}}").want(t, 0, "0123456789ab 1kB false\n", "")
+	if r := kegWith(t, f, "", map[string]string{"KEG_BUILD_QUOTA": "lots"}, "builder", "du"); r.code == 0 || !strings.Contains(r.err, "KEG_BUILD_QUOTA") {
+		t.Errorf("a quota that is no number: %+v", r)
+	}
 	f.pruneOpt = engine.PruneOptions{}
 	r := kegWith(t, f, "n\n", nil, "system", "prune", "-a", "--volumes", "--filter", "label=x")
 	r.want(t, 1, `WARNING! This will remove:
@@ -151,6 +163,7 @@ Build Cache     5         0         1kB       1kB
 	f.containers = []container.Summary{{ID: "c1", Names: []string{"/web"}, SizeRw: 5, SizeRootFs: 10, Created: fixedNow.Add(-time.Hour).Unix()}}
 	f.images = []dimage.Summary{{ID: "sha256:i1", RepoTags: []string{"x:1"}, Size: 7, SharedSize: 2, Containers: 1, Created: fixedNow.Add(-2 * time.Hour).Unix()}}
 	f.volumes = []volume.Volume{{Name: "v", UsageData: &volume.UsageData{RefCount: 1, Size: 9}}}
+	f.cacheUse = []engine.CacheUse{{ID: "0123456789abcdef", Type: "regular", Size: 1000, Created: fixedNow.Add(-time.Hour), Used: fixedNow.Add(-time.Minute), Uses: 2, Shared: true}}
 	keg(t, f, "system", "df", "-v").want(t, 0, `Images space usage:
 
 REPOSITORY   TAG       IMAGE ID   CREATED       SIZE      SHARED SIZE   UNIQUE SIZE   CONTAINERS
@@ -167,7 +180,11 @@ VOLUME NAME   LINKS     SIZE
 v             1         9B
 
 Build cache usage: 1kB
+
+CACHE ID       CACHE TYPE   SIZE      CREATED             LAST USED            USAGE     SHARED
+0123456789ab   regular      1kB       About an hour ago   About a minute ago   2         true
 `, "")
+	keg(t, f, "system", "df", "-v", "--format", "{{range .BuildCache}}{{.ID}} {{.InUse}}{{end}}").want(t, 0, "0123456789abcdef false\n", "")
 }
 
 func TestInfoAndVersion(t *testing.T) {

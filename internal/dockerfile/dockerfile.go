@@ -36,12 +36,17 @@ type File struct {
 	Escape   rune
 	Syntax   string // value of "# syntax=", "" without
 	Warnings []Warning
+	Strict   bool // "# check=error=true"
+
+	lint *linter.Linter
 }
 
 // Warning is one finding of the linter.
 type Warning struct {
 	Rule, Message, URL string
 	Line               int
+	LastLine           int
+	Excerpt            string // the lines that are meant, as an error shows them
 }
 
 func (w Warning) String() string {
@@ -61,6 +66,7 @@ func Parse(text []byte, name string) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
+	f.lint = lint
 	tree, err := parser.Parse(bytes.NewReader(text))
 	if err != nil {
 		return nil, f.parseError(err)
@@ -164,9 +170,14 @@ func (f *File) linter() (*linter.Linter, error) {
 	}
 	config.Warn = func(rule, _, url, message string, loc []parser.Range) {
 		w := Warning{Rule: rule, Message: message, URL: url}
-		w.Line, _ = span(loc)
+		w.Line, w.LastLine = span(loc)
+		var at *Error
+		if errors.As(f.At(loc, errors.New(message)), &at) {
+			w.Excerpt = at.Excerpt
+		}
 		f.Warnings = append(f.Warnings, w)
 	}
+	f.Strict = config.ReturnAsError
 	return linter.New(config), nil
 }
 

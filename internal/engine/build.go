@@ -13,7 +13,21 @@ import (
 )
 
 // Build builds an image; Deps of the builder are the engine's business.
-func (e *Engine) Build(ctx context.Context, o builder.Options, progress func(builder.Event)) (_ *builder.Result, err error) {
+func (e *Engine) Build(ctx context.Context, o builder.Options, progress func(builder.Event)) (*builder.Result, error) {
+	made := false
+	res, err := e.build(ctx, o, func(ev builder.Event) {
+		made = made || ev.Reason != ""
+		if progress != nil {
+			progress(ev)
+		}
+	})
+	if made {
+		err = errors.Join(err, e.boundCache(context.WithoutCancel(ctx)))
+	}
+	return res, err
+}
+
+func (e *Engine) build(ctx context.Context, o builder.Options, progress func(builder.Event)) (_ *builder.Result, err error) {
 	use, err := e.busy(ctx)
 	if err != nil {
 		return nil, err
@@ -21,9 +35,6 @@ func (e *Engine) Build(ctx context.Context, o builder.Options, progress func(bui
 	defer use.end()
 	runner := &stepRunner{roots: monitor.Roots{Root: e.opt.Root, Run: e.opt.Run}}
 	defer func() { err = errors.Join(err, runner.close()) }()
-	if progress == nil {
-		progress = func(builder.Event) {}
-	}
 	res, err := builder.Build(ctx, o, builder.Deps{
 		Store: e.store, Snapshots: e.snapshots, Steps: e.stepsDir(), Run: e.opt.Run,
 		Images: bases{e}, Runner: runner, Progress: progress,
@@ -40,6 +51,18 @@ func (e *Engine) Build(ctx context.Context, o builder.Options, progress func(bui
 		e.imageEvent("tag", string(r.ID), tag.Familiar(), r.Labels)
 	}
 	return res, nil
+}
+
+// CheckBuild looks for mistakes in a Dockerfile and its context. Nothing is built or pulled.
+func (e *Engine) CheckBuild(ctx context.Context, o builder.Options) (*builder.Checked, error) {
+	return builder.Check(ctx, o, func(ref image.Reference, _ image.Platform) (*image.Config, bool) {
+		f, err := e.named(ref)
+		if err != nil {
+			return nil, false
+		}
+		cfg, err := e.config(f.ID)
+		return cfg, err == nil
+	})
 }
 
 // bases finds the images of FROM and COPY --from for the builder.
@@ -90,7 +113,12 @@ func (r *stepRunner) Run(ctx context.Context, s builder.Step, out io.Writer) (in
 	for i, m := range s.Mounts {
 		mounts[i] = monitor.Mount(m)
 	}
-	return b.Run(ctx, monitor.Step{Key: s.Key, Args: s.Args, Env: s.Env, Dir: s.Dir, User: s.User, Hostname: s.Hostname,
+	limits := make([]monitor.Ulimit, len(s.Ulimits))
+	for i, u := range s.Ulimits {
+		limits[i] = monitor.Ulimit(u)
+	}
+	return b.Run(ctx, monitor.Step{Ulimits: limits,
+		Key: s.Key, Args: s.Args, Env: s.Env, Dir: s.Dir, User: s.User, Hostname: s.Hostname,
 		Network: s.Network, ExtraHosts: s.ExtraHosts, ShmSize: s.ShmSize, Stdin: s.Stdin, Mounts: mounts, Privileged: s.Privileged}, out)
 }
 

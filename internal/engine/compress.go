@@ -38,13 +38,10 @@ func inflate(r io.Reader, c image.Compression) (io.ReadCloser, error) {
 // deflateBlock makes parallel gzip give the same bytes on every machine.
 const deflateBlock = 1 << 20
 
-// deflate writes src to dst as gzip; the same input gives the same output everywhere.
-func deflate(dst io.Writer, src io.Reader) error {
-	z, err := pgzip.NewWriterLevel(dst, pgzip.DefaultCompression)
+// deflate writes src to dst, compressed; the same input gives the same output everywhere.
+func deflate(dst io.Writer, src io.Reader, c image.Compression) error {
+	z, err := deflater(dst, c)
 	if err != nil {
-		return err
-	}
-	if err := z.SetConcurrency(deflateBlock, 4); err != nil {
 		return err
 	}
 	if _, err := io.Copy(z, src); err != nil {
@@ -52,4 +49,18 @@ func deflate(dst io.Writer, src io.Reader) error {
 		return fmt.Errorf("compress layer: %w", err)
 	}
 	return z.Close()
+}
+
+func deflater(dst io.Writer, c image.Compression) (io.WriteCloser, error) {
+	switch c {
+	case image.Gzip:
+		z, err := pgzip.NewWriterLevel(dst, pgzip.DefaultCompression)
+		if err != nil {
+			return nil, err
+		}
+		return z, z.SetConcurrency(deflateBlock, 4)
+	case image.Zstd:
+		return zstd.NewWriter(dst, zstd.WithEncoderConcurrency(4))
+	}
+	return nil, fault.Unsupportedf("compression %q is not supported: choose gzip or zstd", c)
 }

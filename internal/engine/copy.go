@@ -134,7 +134,7 @@ func (e *Engine) CopyFrom(ctx context.Context, ref, p string, follow bool, w io.
 		return container.PathStat{}, err
 	}
 	defer from.close()
-	_, err = layer.PackAt(ctx, from.At, from.name, layer.DiffOptions{Tar: w})
+	_, err = layer.PackAt(ctx, from.At, from.name, layer.DiffOptions{Tar: w, NoDigest: true})
 	return pathStat(from.At, orElse(from.name, "/")), err
 }
 
@@ -163,7 +163,7 @@ func (e *Engine) CopyTo(ctx context.Context, ref, dst string, in io.Reader, o Co
 		return err
 	}
 	defer plain.Close()
-	_, err = layer.Apply(ctx, plain, dir, layer.Options{Whiteouts: layer.Plain, Owner: own, Shown: to.Path})
+	_, err = layer.Apply(ctx, plain, dir, layer.Options{Whiteouts: layer.Plain, Owner: own, Shown: to.Path, NoDigest: true})
 	return readOnly(err)
 }
 
@@ -200,13 +200,14 @@ func transfer(ctx context.Context, from *layer.At, name string, dir *os.File, o 
 	pr, pw := io.Pipe()
 	packed := make(chan error, 1)
 	go func() {
-		_, err := layer.PackAt(ctx, from, name, layer.DiffOptions{Tar: pw})
+		_, err := layer.PackAt(ctx, from, name, layer.DiffOptions{Tar: pw, NoDigest: true})
 		pw.CloseWithError(err)
 		packed <- err
 	}()
 	if progress == nil {
 		progress = func(int64) {}
 	}
+	o.NoDigest = true
 	res, err := layer.Apply(ctx, &watched{r: pr, ctx: ctx, step: progress}, dir, o)
 	pr.CloseWithError(errStopped)
 	if perr := <-packed; perr != nil && !errors.Is(perr, errStopped) {

@@ -135,7 +135,7 @@ func (e *Engine) cacheDetail(a *album) ([]CacheUse, error) {
 // holding counts the images that were built through a step.
 func holding(s step, images []*imageRecord) (n int) {
 	for _, r := range images {
-		if inSomeImage(s, []*imageRecord{r}) {
+		if len(r.Stack) >= len(s.stack) && slices.Equal(r.Stack[:len(s.stack)], s.stack) {
 			n++
 		}
 	}

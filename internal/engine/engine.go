@@ -31,6 +31,8 @@ type Options struct {
 	Root, Run string            // absolute
 	Env       map[string]string // of the caller: proxies, HOME, DOCKER_CONFIG
 	Version   string            // for the User-Agent
+
+	BuildQuota int64 // bytes that the build cache may keep; 0: a tenth of the file system
 }
 
 // Engine is one engine on one pair of directories. It holds no state but its rooms'
@@ -51,7 +53,9 @@ type Engine struct {
 type remote interface {
 	Resolve(ctx context.Context, ref image.Reference) (image.Descriptor, error)
 	Manifest(ctx context.Context, ref image.Reference, d image.Descriptor) ([]byte, error)
+	Tags(ctx context.Context, ref image.Reference) ([]string, error)
 	Blob(ctx context.Context, ref image.Reference, d image.Descriptor, offset int64) (io.ReadCloser, int64, error)
+	Referrers(ctx context.Context, ref image.Reference, d digest.Digest) ([]image.Descriptor, error)
 	HasBlob(ctx context.Context, ref image.Reference, d digest.Digest) (bool, error)
 	MountBlob(ctx context.Context, ref image.Reference, d digest.Digest, from string) (bool, error)
 	PushBlob(ctx context.Context, ref image.Reference, d image.Descriptor, open func() (io.ReadCloser, error), progress func(int64)) error
@@ -63,10 +67,19 @@ type remote interface {
 
 // monitors start, reach and clean up after the processes that own running containers.
 type monitors interface {
+	// Prepare starts a monitor before it is known for what; nil when that fails, which the
+	// Spawn that follows will explain.
+	Prepare() spare
 	Spawn(ctx context.Context, id string, attach *monitor.Stdio) (live, error)
 	Dial(ctx context.Context, id string) (live, error)
 	Reap(ctx context.Context, id string) error
 	ReapAll(ctx context.Context) error
+}
+
+// spare is a monitor that waits to be told its container.
+type spare interface {
+	Spawn(ctx context.Context, id string, attach *monitor.Stdio) (live, error)
+	Close() error
 }
 
 // live is a running container, as its monitor answers.
@@ -82,11 +95,11 @@ type live interface {
 	Stop(ctx context.Context, sig, timeout int) error
 	Pause(ctx context.Context) error
 	Unpause(ctx context.Context) error
+	Root(ctx context.Context) (*os.File, error)
 	Update(ctx context.Context) error
 	Renamed(ctx context.Context) error
 	Connect(ctx context.Context, e net.Endpoint) (*network.EndpointSettings, error)
 	Disconnect(ctx context.Context, name string) error
-	Root(ctx context.Context) (*os.File, error)
 	Close() error
 }
 
@@ -95,6 +108,25 @@ type ourMonitors struct{ r monitor.Roots }
 
 func (m ourMonitors) Spawn(ctx context.Context, id string, attach *monitor.Stdio) (live, error) {
 	c, err := monitor.Spawn(ctx, m.r, id, attach)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (m ourMonitors) Prepare() spare {
+	p, err := monitor.Prepare(m.r)
+	if err != nil {
+		return nil
+	}
+	return ourSpare{p}
+}
+
+// ourSpare is one of keg's own.
+type ourSpare struct{ *monitor.Prepared }
+
+func (s ourSpare) Spawn(ctx context.Context, id string, attach *monitor.Stdio) (live, error) {
+	c, err := s.Prepared.Spawn(ctx, id, attach)
 	if err != nil {
 		return nil, err
 	}

@@ -23,7 +23,7 @@ func (e *Engine) Export(ctx context.Context, ref string, w io.Writer) error {
 	}
 	root := os.NewFile(uintptr(fd), "/")
 	defer root.Close()
-	if _, err := layer.Pack(ctx, root, layer.DiffOptions{Tar: w}); err != nil {
+	if _, err := layer.Pack(ctx, root, layer.DiffOptions{Tar: w, NoDigest: true}); err != nil {
 		return err
 	}
 	e.containerEvent("export", r, nil)

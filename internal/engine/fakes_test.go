@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -71,6 +72,10 @@ func (f *fakeRegistry) putJSON(t *testing.T, repo, media string, v any) image.De
 	return f.put(repo, media, b)
 }
 
+func (f *fakeRegistry) Referrers(context.Context, image.Reference, digest.Digest) ([]image.Descriptor, error) {
+	return nil, nil
+}
+
 func (f *fakeRegistry) Resolve(_ context.Context, ref image.Reference) (image.Descriptor, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -90,6 +95,18 @@ func (f *fakeRegistry) Resolve(_ context.Context, ref image.Reference) (image.De
 		return d, fault.NotFoundf("manifest for %s not found: manifest unknown", ref.Familiar())
 	}
 	return d, nil
+}
+
+func (f *fakeRegistry) Tags(_ context.Context, ref image.Reference) (tags []string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for name := range f.tags {
+		if tag, ok := strings.CutPrefix(name, ref.Name()+":"); ok {
+			tags = append(tags, tag)
+		}
+	}
+	slices.Sort(tags)
+	return tags, nil
 }
 
 func (f *fakeRegistry) Manifest(_ context.Context, _ image.Reference, d image.Descriptor) ([]byte, error) {
@@ -383,6 +400,7 @@ type fakeLive struct {
 	exit   chan struct{}
 	code   int
 	calls  []string
+	refuse error         // of what changes a running container
 	linger time.Duration // between the exit and the end of cleaning up
 }
 
@@ -391,6 +409,13 @@ func withMonitors(e *Engine) *fakeMonitors {
 	e.monitors = m
 	return m
 }
+
+// Prepare gives the monitors themselves; nothing is to be closed.
+func (m *fakeMonitors) Prepare() spare { return fakeSpare{m} }
+
+type fakeSpare struct{ *fakeMonitors }
+
+func (fakeSpare) Close() error { return nil }
 
 func (m *fakeMonitors) Spawn(_ context.Context, id string, _ *monitor.Stdio) (live, error) {
 	if m.fail != nil {
@@ -510,6 +535,9 @@ func (l *fakeLive) set(s string) error {
 func (l *fakeLive) Pause(context.Context) error   { return l.set("pause") }
 func (l *fakeLive) Unpause(context.Context) error { return l.set("unpause") }
 func (l *fakeLive) Close() error                  { return nil }
+func (l *fakeLive) Root(context.Context) (*os.File, error) {
+	return nil, notRunning(l.id)
+}
 
 func (l *fakeLive) StartExec(context.Context, monitor.ExecRequest, monitor.Stdio) error {
 	return l.set("exec")
@@ -523,14 +551,13 @@ func (l *fakeLive) ResizeExec(_ context.Context, id string, rows, cols uint16) e
 func (l *fakeLive) Info(context.Context) (monitor.Info, error) {
 	return monitor.Info{Execs: []monitor.ExecInfo{{ID: "x", Pid: 7, Running: true}}}, nil
 }
-func (l *fakeLive) Update(context.Context) error  { return l.set("update") }
-func (l *fakeLive) Renamed(context.Context) error { return l.set("renamed") }
+func (l *fakeLive) change(what string) error { l.called(what); return l.refuse }
+
+func (l *fakeLive) Update(context.Context) error  { return l.change("update") }
+func (l *fakeLive) Renamed(context.Context) error { return l.change("renamed") }
 func (l *fakeLive) Connect(_ context.Context, e net.Endpoint) (*network.EndpointSettings, error) {
-	return &e.Settings, l.set("connect " + e.Network)
+	return &e.Settings, l.change("connect " + e.Network)
 }
 func (l *fakeLive) Disconnect(_ context.Context, name string) error {
-	return l.set("disconnect " + name)
-}
-func (l *fakeLive) Root(context.Context) (*os.File, error) {
-	return nil, notRunning(l.id)
+	return l.change("disconnect " + name)
 }

@@ -35,7 +35,7 @@ func (e *Engine) Begin(ctx context.Context, ref string, attach *monitor.Stdio) (
 	case container.StateRunning, container.StateRestarting:
 		return nil, fault.Errorf(fault.NotModified, "container %s is already running", r.ID)
 	}
-	c, err := e.spawn(ctx, r.ID, attach)
+	c, err := e.spawn(ctx, e.monitors.Spawn, r.ID, attach)
 	if err != nil {
 		return nil, withStatus(err)
 	}

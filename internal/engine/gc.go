@@ -115,7 +115,7 @@ func (e *Engine) collect(ctx context.Context) (freed, error) {
 	f.layers, f.bytes = layers, n
 	blobs, n, err := e.store.Sweep(ctx, grace, e.blobsInUse)
 	f.blobs, f.bytes = blobs, f.bytes+n
-	return f, errors.Join(err, e.dropDerived())
+	return f, errors.Join(err, e.store.DropLinks(ctx, grace), e.dropDerived())
 }
 
 // sweepOrphans removes writable layers whose container was never written down: its

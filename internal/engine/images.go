@@ -20,6 +20,8 @@ type ImageListOptions struct {
 	All    bool
 	Ref    string // repository[:tag] pattern, or ""
 	Filter Filter
+	// Manifests tells of each image what it is for which platform, and how much of it is here.
+	Manifests bool
 }
 
 // Images lists as the Engine API does (newest first).
@@ -46,12 +48,37 @@ func (e *Engine) Images(ctx context.Context, o ImageListOptions) ([]dimage.Summa
 			continue
 		}
 		m := r.Manifests[0]
+		var manifests []dimage.ManifestSummary
+		if o.Manifests {
+			manifests = e.manifestSummaries(r, used[r.ID])
+		}
 		sums = append(sums, dimage.Summary{
 			Containers: int64(len(used[r.ID])), Created: r.Created.Unix(), ID: string(r.ID), Labels: r.Labels,
-			Descriptor: &m, RepoTags: repoTags(names), RepoDigests: repoDigests(names), SharedSize: -1, Size: r.Size,
+			Descriptor: &m, RepoTags: repoTags(names), RepoDigests: repoDigests(names), SharedSize: -1, Size: r.Size, Manifests: manifests,
 		})
 	}
 	return sums, nil
+}
+
+// manifestSummaries are the platforms of an image: the one that it has.
+func (e *Engine) manifestSummaries(r *imageRecord, users []string) []dimage.ManifestSummary {
+	s := dimage.ManifestSummary{ID: string(r.Manifests[0].Digest), Descriptor: r.Manifests[0], Kind: dimage.ManifestKindImage,
+		Available: e.snapshots.Has(r.Stack) == len(r.Stack),
+		ImageData: &dimage.ImageProperties{Platform: r.Platform, Containers: users}}
+	s.ImageData.Size.Unpacked = r.Size
+	ds := []digest.Digest{r.ID, r.Manifests[0].Digest}
+	if m, _, err := e.manifest(r.Manifests[0].Digest); err == nil {
+		for _, l := range m.Layers {
+			ds = append(ds, l.Digest)
+		}
+	}
+	for _, d := range ds {
+		if n, err := e.store.Stat(d); err == nil { // a built layer is its tree, not a blob
+			s.Size.Content += n
+		}
+	}
+	s.Size.Total = s.Size.Content + r.Size
+	return []dimage.ManifestSummary{s}
 }
 
 // imagePicker turns the options into one question about an image; the answer is the names
@@ -93,7 +120,8 @@ func (e *Engine) imagePicker(ctx context.Context, o ImageListOptions) (func(*ima
 		}
 	}
 	return func(r *imageRecord, names []store.Named) ([]store.Named, bool) {
-		if danglingSet && dangling != (len(repoTags(names)) == 0) ||
+		// What only a digest names is dangling when asked so, and not when asked otherwise.
+		if danglingSet && dangling && len(repoTags(names)) > 0 || danglingSet && !dangling && len(names) == 0 ||
 			!o.Filter.labels(r.Labels) ||
 			!before.IsZero() && !r.Created.Before(before) ||
 			!since.IsZero() && !r.Created.After(since) ||

@@ -19,7 +19,7 @@ func (e *Engine) Inspect(ctx context.Context, ref string, size bool) (container.
 		return container.InspectResponse{}, err
 	}
 	c := one{r, st}
-	dir := e.containers.Dir(r.ID)
+	dir := filepath.Join(e.opt.Run, r.ID) // made by the monitor, gone with it
 	res := container.InspectResponse{
 		ID: r.ID, Created: r.Created.Format(time.RFC3339Nano), Path: r.Path, Args: r.Args,
 		State: inspectState(st), Image: string(r.ImageID), Name: "/" + r.Name, RestartCount: st.RestartCount,

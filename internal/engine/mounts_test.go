@@ -57,7 +57,7 @@ func TestParseMount(t *testing.T) {
 		{mount.Mount{Type: "volume", Target: ""}, `invalid mount config for type "volume": field Target must not be empty`},
 		{mount.Mount{Type: "volume", Target: "b"}, `invalid mount config for type "volume": invalid mount path: 'b' mount path must be absolute`},
 		{mount.Mount{Type: "tmpfs", Source: "x", Target: "/b"}, `invalid mount config for type "tmpfs": field Source must not be specified`},
-		{mount.Mount{Type: "magic", Target: "/b"}, `invalid mount config for type "magic": keg mounts bind, volume and tmpfs`},
+		{mount.Mount{Type: "magic", Target: "/b"}, `invalid mount config for type "magic": keg mounts bind, volume, tmpfs and image`},
 	} {
 		_, err := parseMount(c.m)
 		if got := errText(err); got != c.err {

@@ -70,6 +70,9 @@ func (e *Engine) joinNetMode(r *ctr.Record) error {
 
 // checkLinks: what a legacy link names must exist.
 func (e *Engine) checkLinks(h *container.HostConfig) error {
+	if mode := h.NetworkMode; mode != "" && !mode.IsBridge() && !mode.IsDefault() {
+		return nil
+	}
 	for _, l := range h.Links {
 		if _, err := e.containers.Find(linkTarget(l)); err != nil {
 			return fault.Errorf(fault.KindOf(err), "could not get container for %s: %w", linkTarget(l), err)

@@ -10,7 +10,6 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/opencontainers/go-digest"
 
-	"keg/internal/builder"
 	"keg/internal/fault"
 	vol "keg/internal/volume"
 )
@@ -19,6 +18,7 @@ import (
 type PruneOptions struct {
 	All, Volumes bool
 	Filter       Filter
+	MaxUsed      int64 // bytes that the build cache may keep; 0: what is not kept by an image goes
 	// What to prune; all of them for system prune.
 	Containers, Networks, Images, BuildCache bool
 }
@@ -28,7 +28,8 @@ type Pruned struct {
 	Containers, Networks, Volumes []string
 	Images                        []dimage.DeleteResponse
 	BuildCache                    []string
-	Reclaimed                     int64 // bytes
+	CacheEntries                  []CacheEntry // of BuildCache, with reasons
+	Reclaimed                     int64        // bytes
 }
 
 // Prune removes what nobody uses, in Docker's order: containers first, since they hold
@@ -242,38 +243,6 @@ func (p *pruning) images(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// buildCache drops the steps whose layers belong to no image (with All: every step).
-// While a build is under way its steps stay.
-func (p *pruning) buildCache() error {
-	grace, err := p.e.grace()
-	if err != nil {
-		return err
-	}
-	steps, err := p.e.steps()
-	if err != nil {
-		return err
-	}
-	a, err := p.e.album()
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	for _, s := range steps {
-		if now.Sub(s.used) < grace || !p.old(s.used) || len(p.o.Filter["label"]) > 0 || !p.o.All && inSomeImage(s, a.images) {
-			continue
-		}
-		p.done.BuildCache = append(p.done.BuildCache, s.key)
-	}
-	return builder.Forget(p.e.stepsDir(), p.done.BuildCache...)
-}
-
-// inSomeImage reports whether an image was built through this step.
-func inSomeImage(s step, images []*imageRecord) bool {
-	return slices.ContainsFunc(images, func(r *imageRecord) bool {
-		return len(r.Stack) >= len(s.stack) && slices.Equal(r.Stack[:len(s.stack)], s.stack)
-	})
 }
 
 // volumeUsers tells which containers refer to a volume.

@@ -82,6 +82,27 @@ func (e *Engine) Pull(ctx context.Context, ref image.Reference, o PullOptions) (
 	return Pulled{Ref: ref, Digest: target.Digest, Newer: newer}, nil
 }
 
+// PullAll is Pull of every tag of a repository.
+func (e *Engine) PullAll(ctx context.Context, repo image.Reference, o PullOptions) ([]Pulled, error) {
+	tags, err := e.remote.Tags(ctx, repo)
+	if err != nil {
+		return nil, err
+	}
+	if len(tags) == 0 {
+		return nil, fault.NotFoundf("repository %s has no tags", repo.FamiliarName())
+	}
+	var all []Pulled
+	for _, tag := range tags {
+		repo.Tag, repo.Digest = tag, ""
+		p, err := e.Pull(ctx, repo, o)
+		if err != nil {
+			return all, fmt.Errorf("pull %s: %w", repo.Familiar(), err)
+		}
+		all = append(all, p)
+	}
+	return all, nil
+}
+
 // name points ref and the registry's own name for it at what was fetched, last of all.
 func (e *Engine) name(ref image.Reference, remote digest.Digest, desc image.Descriptor) error {
 	if err := e.store.Tag(ref.WithDigest(remote), desc); err != nil {

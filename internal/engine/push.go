@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -22,8 +23,20 @@ import (
 // parallelPushes is Docker's default of concurrent uploads.
 const parallelPushes = 5
 
+// PushOptions say how an image leaves.
+type PushOptions struct {
+	// Compression of layers that are kept as trees. "" = as this image was pushed last, at first gzip.
+	Compression image.Compression
+	Progress    func(PullEvent)
+}
+
 // Push uploads what the registry lacks and then the manifest. Built layers are compressed on the way out.
 func (e *Engine) Push(ctx context.Context, ref image.Reference, progress func(PullEvent)) (image.Descriptor, error) {
+	return e.PushWith(ctx, ref, PushOptions{Progress: progress})
+}
+
+// PushWith is Push with a choice of compression.
+func (e *Engine) PushWith(ctx context.Context, ref image.Reference, o PushOptions) (image.Descriptor, error) {
 	if ref.Tag == "" {
 		return image.Descriptor{}, fault.Invalidf("cannot push a digest reference")
 	}
@@ -42,7 +55,11 @@ func (e *Engine) Push(ctx context.Context, ref image.Reference, progress func(Pu
 	if err := e.snapshots.Sync(ctx); err != nil {
 		return image.Descriptor{}, err
 	}
-	p := &push{e: e, ref: ref, say: serial(progress)}
+	c := o.Compression
+	if c == "" {
+		c = e.compressedBefore(f.Desc.Digest)
+	}
+	p := &push{e: e, ref: ref, compression: c, say: serial(o.Progress)}
 	desc, err := p.image(ctx, f)
 	if err != nil {
 		return image.Descriptor{}, err
@@ -60,6 +77,8 @@ type push struct {
 	e   *Engine
 	ref image.Reference
 	say func(PullEvent)
+
+	compression image.Compression
 }
 
 func (p *push) image(ctx context.Context, f found) (image.Descriptor, error) {
@@ -67,7 +86,7 @@ func (p *push) image(ctx context.Context, f found) (image.Descriptor, error) {
 	if err != nil {
 		return image.Descriptor{}, err
 	}
-	known, err := p.e.derived(f.Desc.Digest)
+	known, err := p.e.derived(f.Desc.Digest, p.compression)
 	if err != nil {
 		return image.Descriptor{}, err
 	}
@@ -94,7 +113,7 @@ func (p *push) image(ctx context.Context, f found) (image.Descriptor, error) {
 		if doc, err = json.Marshal(remote); err != nil {
 			return image.Descriptor{}, err
 		}
-		if err := p.e.rememberDerived(f.Desc.Digest, &remote); err != nil {
+		if err := p.e.rememberDerived(f.Desc.Digest, p.compression, &remote); err != nil {
 			return image.Descriptor{}, err
 		}
 	}
@@ -192,7 +211,7 @@ func (p *push) upload(ctx context.Context, id string, d image.Descriptor, open f
 	return nil
 }
 
-// compress writes the gzip of a layer's tar to a file that lives as long as this push: its
+// compress writes a layer's tar, compressed, to a file that lives as long as this push: its
 // digest must be known before the first byte is sent.
 func (p *push) compress(ctx context.Context, id string, stack []digest.Digest) (_ *disk.Dir, d image.Descriptor, err error) {
 	tar, err := p.e.snapshots.Tar(stack)
@@ -218,11 +237,15 @@ func (p *push) compress(ctx context.Context, id string, stack []digest.Digest) (
 	in := &watched{r: tar, ctx: ctx, step: func(n int64) {
 		p.say(PullEvent{ID: id, Status: "Compressing", Current: n, Total: tar.Size()})
 	}}
-	if err := deflate(io.MultiWriter(f, h), in); err != nil {
+	if err := deflate(io.MultiWriter(f, h), in, p.compression); err != nil {
 		return nil, d, fmt.Errorf("push layer %s: %w", id, err)
 	}
 	n, err := f.Seek(0, io.SeekCurrent)
-	return dir, image.Descriptor{MediaType: image.MediaLayerGzip, Digest: digest.NewDigest(digest.SHA256, h), Size: n}, err
+	media := image.MediaLayerGzip
+	if p.compression == image.Zstd {
+		media = image.MediaLayerZstd
+	}
+	return dir, image.Descriptor{MediaType: media, Digest: digest.NewDigest(digest.SHA256, h), Size: n}, err
 }
 
 // watched reads until ctx ends and tells how far it is.
@@ -272,8 +295,10 @@ func (e *Engine) holds(manifest, d digest.Digest) bool {
 	if m, _, err := e.manifest(manifest); err == nil {
 		ms = append(ms, m)
 	}
-	if m, err := e.derived(manifest); err == nil && m != nil {
-		ms = append(ms, m)
+	for _, c := range compressions {
+		if m, err := e.derived(manifest, c); err == nil && m != nil {
+			ms = append(ms, m)
+		}
 	}
 	for _, m := range ms {
 		for _, l := range m.Layers {
@@ -286,24 +311,38 @@ func (e *Engine) holds(manifest, d digest.Digest) bool {
 }
 
 // A manifest of uncompressed layers is pushed as one of compressed layers, remembered in
-// derived/<manifest>/gzip: the next push knows the digests without compressing.
+// derived/<manifest>/<compression>: the next push knows the digests without compressing, and
+// the choice.
 
-func (e *Engine) derivedFile(manifest digest.Digest) string {
-	return filepath.Join(e.opt.Root, "derived", manifest.Encoded(), string(image.Gzip))
+var compressions = [...]image.Compression{image.Gzip, image.Zstd}
+
+func (e *Engine) derivedFile(manifest digest.Digest, c image.Compression) string {
+	return filepath.Join(e.opt.Root, "derived", manifest.Encoded(), string(c))
+}
+
+// compressedBefore is the compression of an image's last push.
+func (e *Engine) compressedBefore(manifest digest.Digest) image.Compression {
+	best, last := image.Gzip, time.Time{}
+	for _, c := range compressions {
+		if st, err := os.Stat(e.derivedFile(manifest, c)); err == nil && st.ModTime().After(last) {
+			best, last = c, st.ModTime()
+		}
+	}
+	return best
 }
 
 // derived returns nil when nothing was derived yet.
-func (e *Engine) derived(manifest digest.Digest) (*image.Manifest, error) {
+func (e *Engine) derived(manifest digest.Digest, c image.Compression) (*image.Manifest, error) {
 	var m image.Manifest
-	err := disk.GetJSON(e.derivedFile(manifest), &m)
+	err := disk.GetJSON(e.derivedFile(manifest, c), &m)
 	if fault.Is(err, fault.NotFound) {
 		return nil, nil
 	}
 	return &m, err
 }
 
-func (e *Engine) rememberDerived(manifest digest.Digest, m *image.Manifest) error {
-	file := e.derivedFile(manifest)
+func (e *Engine) rememberDerived(manifest digest.Digest, c image.Compression, m *image.Manifest) error {
+	file := e.derivedFile(manifest, c)
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return err
 	}

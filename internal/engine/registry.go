@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	stdnet "net"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -24,6 +25,9 @@ const ownRegistry = "localhost"
 func (e *Engine) ServeRegistry(ctx context.Context, addr, dir string, o registry.ServerOptions, ready func(addr string)) error {
 	if err := o.Check(); err != nil {
 		return err
+	}
+	if len(o.Upstreams) > 0 && o.Client == nil {
+		o.Client, _ = e.remote.(*registry.Client)
 	}
 	var lc stdnet.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", addr)
@@ -81,6 +85,13 @@ type served struct {
 	*store.Repositories
 	e    *Engine
 	host string
+}
+
+// Collect is the engine's own: what the repositories name is not all that is in use here. While
+// the registry is served, what is younger than an hour stays, whatever grace says.
+func (s served) Collect(ctx context.Context, grace time.Duration) (blobs int, bytes int64, err error) {
+	f, err := s.e.collect(ctx)
+	return len(f.blobs), f.bytes, err
 }
 
 func (s served) Manifest(ctx context.Context, repo, tag string, d digest.Digest) (image.Descriptor, error) {

@@ -45,6 +45,12 @@ func withStatus(err error) error {
 // Run is Create and Start: one record, one monitor, nothing else. created is called with
 // the id once the record exists (--cidfile, and printing the id with -d).
 func (e *Engine) Run(ctx context.Context, o CreateOptions, attach *monitor.Stdio, created func(Created) error) (monitor.Exit, error) {
+	// The monitor's own start, milliseconds of it, passes while the record is made.
+	spawn := e.monitors.Spawn
+	if p := e.monitors.Prepare(); p != nil {
+		defer p.Close()
+		spawn = p.Spawn
+	}
 	c, err := e.Create(ctx, o)
 	if err != nil {
 		return monitor.Exit{Code: exitEngine}, withStatus(err)
@@ -58,7 +64,7 @@ func (e *Engine) Run(ctx context.Context, o CreateOptions, attach *monitor.Stdio
 	if err != nil {
 		return monitor.Exit{Code: exitEngine}, withStatus(err)
 	}
-	exit, err := e.start(ctx, r, attach)
+	exit, err := e.startWith(ctx, spawn, r, attach)
 	if err != nil && r.Host.AutoRemove {
 		rerr := e.Remove(context.WithoutCancel(ctx), r.ID, RemoveOptions{Force: true, Volumes: true})
 		if rerr != nil && !fault.Is(rerr, fault.NotFound) {
@@ -95,7 +101,13 @@ func (e *Engine) Start(ctx context.Context, ref string, attach *monitor.Stdio) (
 // start spawns the monitor of a container that does not run and, when attached, stays
 // until the end.
 func (e *Engine) start(ctx context.Context, r *ctr.Record, attach *monitor.Stdio) (monitor.Exit, error) {
-	c, err := e.spawn(ctx, r.ID, attach)
+	return e.startWith(ctx, e.monitors.Spawn, r, attach)
+}
+
+type spawner func(ctx context.Context, id string, attach *monitor.Stdio) (live, error)
+
+func (e *Engine) startWith(ctx context.Context, spawn spawner, r *ctr.Record, attach *monitor.Stdio) (monitor.Exit, error) {
+	c, err := e.spawn(ctx, spawn, r.ID, attach)
 	if fault.Is(err, fault.NotModified) && attach == nil {
 		return monitor.Exit{}, nil // somebody else started it just now
 	}
@@ -109,11 +121,11 @@ func (e *Engine) start(ctx context.Context, r *ctr.Record, attach *monitor.Stdio
 	return c.Wait(ctx)
 }
 
-func (e *Engine) spawn(ctx context.Context, id string, attach *monitor.Stdio) (live, error) {
+func (e *Engine) spawn(ctx context.Context, spawn spawner, id string, attach *monitor.Stdio) (live, error) {
 	if err := e.settle(ctx, id); err != nil {
 		return nil, err
 	}
-	return e.monitors.Spawn(ctx, id, attach)
+	return spawn(ctx, id, attach)
 }
 
 // settle waits until nobody holds the container's lock: the monitor of an earlier run

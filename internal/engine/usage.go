@@ -26,7 +26,7 @@ func (e *Engine) DiskUsage(ctx context.Context) ([]Usage, error) {
 	if err != nil {
 		return nil, err
 	}
-	images, counted, err := e.imagesUsage(a, list)
+	images, err := e.imagesUsage(a, list)
 	if err != nil {
 		return nil, err
 	}
@@ -38,14 +38,13 @@ func (e *Engine) DiskUsage(ctx context.Context) ([]Usage, error) {
 	if err != nil {
 		return nil, err
 	}
-	cache, err := e.cacheUsage(a, counted)
+	cache, err := e.cacheUsage()
 	return []Usage{images, containers, volumes, cache}, err
 }
 
 // imagesUsage sums layers and blobs; reclaimable is what only unused images hold.
-// counted are the chain ids of all layers of images.
-func (e *Engine) imagesUsage(a *album, list []one) (u Usage, counted map[digest.Digest]bool, err error) {
-	u = Usage{Type: "Images", Total: len(a.images)}
+func (e *Engine) imagesUsage(a *album, list []one) (Usage, error) {
+	u := Usage{Type: "Images", Total: len(a.images)}
 	used := map[digest.Digest]bool{}
 	for _, c := range list {
 		used[c.ImageID] = true
@@ -58,7 +57,7 @@ func (e *Engine) imagesUsage(a *album, list []one) (u Usage, counted map[digest.
 			}
 			n, err := e.ownBytes(r, counted, held)
 			if err != nil {
-				return u, counted, err
+				return u, err
 			}
 			u.Size += n
 			if active {
@@ -68,7 +67,7 @@ func (e *Engine) imagesUsage(a *album, list []one) (u Usage, counted map[digest.
 			}
 		}
 	}
-	return u, counted, nil
+	return u, nil
 }
 
 // ownBytes is the size of the layers and blobs of an image that were not counted yet.
@@ -147,34 +146,6 @@ func (e *Engine) volumesUsage() (Usage, error) {
 			u.Active++
 		} else {
 			u.Reclaimable += n
-		}
-	}
-	return u, nil
-}
-
-// cacheUsage is what build steps hold beside the images.
-func (e *Engine) cacheUsage(a *album, counted map[digest.Digest]bool) (Usage, error) {
-	u := Usage{Type: "Build Cache"}
-	steps, err := e.steps()
-	if err != nil {
-		return u, err
-	}
-	u.Total = len(steps)
-	for _, s := range steps {
-		if inSomeImage(s, a.images) {
-			u.Active++
-		}
-		for i, chain := range image.ChainIDs(s.stack) {
-			if counted[chain] {
-				continue
-			}
-			counted[chain] = true
-			_, files, err := e.snapshots.LayerSize(s.stack[:i+1])
-			if err != nil {
-				continue // dropped meanwhile
-			}
-			u.Size += files
-			u.Reclaimable += files
 		}
 	}
 	return u, nil

@@ -1,11 +1,13 @@
 package engine
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
 	"io"
 	"os"
+	"path"
 
 	"github.com/moby/moby/api/types/volume"
 	"golang.org/x/sys/unix"
@@ -60,15 +62,42 @@ func (e *Engine) ImportVolume(ctx context.Context, name string, r io.Reader) (er
 			err = errors.Join(err, e.RemoveVolume(context.WithoutCancel(ctx), name, true))
 		}
 	}()
-	tar, err := plain(r)
+	text, err := plain(r)
 	if err != nil {
 		return err
 	}
-	defer tar.Close()
-	return e.withData(name, func(dir *os.File) error {
-		_, err := layer.Apply(ctx, tar, dir, layer.Options{Whiteouts: layer.Plain})
+	defer text.Close()
+	top, in, err := firstEntry(text)
+	if err != nil {
 		return err
+	}
+	return e.withData(name, func(dir *os.File) error {
+		if _, err := layer.Apply(ctx, in, dir, layer.Options{Whiteouts: layer.Plain}); err != nil {
+			return err
+		}
+		return setTop(dir, top)
 	})
+}
+
+// firstEntry looks at the first entry of a tar, which is the directory itself if any is.
+func firstEntry(r io.Reader) (*tar.Header, io.Reader, error) {
+	var ahead bytes.Buffer
+	h, err := tar.NewReader(io.TeeReader(r, &ahead)).Next()
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, nil, fault.Invalidf("the input is not a tar: %w", err)
+	}
+	if h == nil || path.Clean(h.Name) != "." || h.Typeflag != tar.TypeDir {
+		h = nil
+	}
+	return h, io.MultiReader(&ahead, r), nil
+}
+
+// setTop gives the data directory the owner and mode that the tar has for it.
+func setTop(dir *os.File, h *tar.Header) error {
+	if h == nil {
+		return nil
+	}
+	return errors.Join(dir.Chown(h.Uid, h.Gid), dir.Chmod(h.FileInfo().Mode()))
 }
 
 // plain inflates what is compressed.

@@ -56,32 +56,53 @@ func (j *Journal) Append(m Message) error {
 	if m.Scope == "" {
 		m.Scope = "local"
 	}
+	for {
+		full, err := j.append(m)
+		if err != nil || !full {
+			return err
+		}
+	}
+}
+
+// append writes m into the newest file under its lock, or makes that the older one when it is full.
+func (j *Journal) append(m Message) (full bool, err error) {
 	f, err := j.lock()
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer f.Close() // and unlock
 	seq, size, err := lastSeq(f)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if size > maxSize {
-		if err := os.Rename(j.path(), j.old()); err != nil {
-			return err
+		return true, os.Rename(j.path(), j.old())
+	}
+	if size == 0 {
+		if seq, err = j.oldSeq(); err != nil {
+			return false, err
 		}
-		next, err := os.OpenFile(j.path(), os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
-		if err != nil {
-			return err
-		}
-		defer next.Close()
-		f = next
 	}
 	b, err := json.Marshal(record{seq + 1, m})
 	if err != nil {
-		return fmt.Errorf("encode event: %w", err)
+		return false, fmt.Errorf("encode event: %w", err)
 	}
 	_, err = f.Write(append(b, '\n'))
-	return err
+	return false, err
+}
+
+// oldSeq is where the numbers of a new file go on.
+func (j *Journal) oldSeq() (uint64, error) {
+	f, err := os.OpenFile(j.old(), os.O_RDWR|os.O_APPEND, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	seq, _, err := lastSeq(f)
+	return seq, err
 }
 
 // lock opens the newest file under an exclusive flock: the order of sequence numbers, and

@@ -30,7 +30,7 @@ func Apply(ctx context.Context, r io.Reader, root *os.File, o Options) (Result, 
 		return Result{}, err
 	}
 	defer a.dirs.forget()
-	f := newFeed(ctx, r)
+	f := newFeed(ctx, r, o.NoDigest)
 	err = a.all(f)
 	f.stop()
 	if err != nil {

@@ -32,6 +32,8 @@ type DiffOptions struct {
 	Root   *Attr
 	Recipe io.Writer // receives the recipe, when set
 	Tar    io.Writer // receives the tar itself, when set
+
+	NoDigest bool // DiffID is not asked for; with Recipe it always is
 }
 
 // Attr of a directory.
@@ -76,7 +78,7 @@ type differ struct {
 type inode struct{ dev, ino uint64 }
 
 func newDiffer(ctx context.Context, o DiffOptions, layer bool) *differ {
-	d := &differ{ctx: ctx, o: o, layer: layer, out: newSink(o.Tar), first: map[inode]string{}, sum: sha256.New()}
+	d := &differ{ctx: ctx, o: o, layer: layer, out: newSink(o.Tar, o.NoDigest), first: map[inode]string{}, sum: sha256.New()}
 	if o.Recipe != nil {
 		d.rec = newRecorder(o.Recipe)
 	}
@@ -428,9 +430,9 @@ type sink struct {
 	err  error
 }
 
-func newSink(w io.Writer) *sink {
+func newSink(w io.Writer, noDigest bool) *sink {
 	free := newBlocks()
-	return &sink{free: free, sum: newSum(free), w: w}
+	return &sink{free: free, sum: newSum(free, noDigest), w: w}
 }
 
 // space is room for the next bytes, to be filled and given over with advance.

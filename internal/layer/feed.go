@@ -60,12 +60,18 @@ type sum struct {
 	hash hash.Hash
 }
 
-func newSum(free blocks) *sum {
-	s := &sum{make(chan *block, blockCount), make(chan struct{}), sha256.New()}
+// newSum with skip lets the blocks pass: for who does not ask for the digest.
+func newSum(free blocks, skip bool) *sum {
+	s := &sum{make(chan *block, blockCount), make(chan struct{}), nil}
+	if !skip {
+		s.hash = sha256.New()
+	}
 	go func() {
 		defer close(s.done)
 		for b := range s.in {
-			s.hash.Write(b.data)
+			if s.hash != nil {
+				s.hash.Write(b.data)
+			}
 			free.done(b)
 		}
 	}()
@@ -79,7 +85,12 @@ func (s *sum) end() {
 }
 
 // digest is what was hashed, after end.
-func (s *sum) digest() digest.Digest { return digest.NewDigest(digest.SHA256, s.hash) }
+func (s *sum) digest() digest.Digest {
+	if s.hash == nil {
+		return ""
+	}
+	return digest.NewDigest(digest.SHA256, s.hash)
+}
 
 // feed is the reading end. Read and drain belong to one goroutine.
 type feed struct {
@@ -96,9 +107,9 @@ type feed struct {
 	keep func([]byte) // sees every byte that Read hands out, when set
 }
 
-func newFeed(ctx context.Context, r io.Reader) *feed {
+func newFeed(ctx context.Context, r io.Reader, noDigest bool) *feed {
 	f := &feed{free: newBlocks(), out: make(chan *block, blockCount), quit: make(chan struct{}), end: make(chan struct{})}
-	f.sum = newSum(f.free)
+	f.sum = newSum(f.free, noDigest)
 	go f.pump(ctx, r)
 	return f
 }

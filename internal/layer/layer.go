@@ -67,6 +67,8 @@ type Options struct {
 	// Shown is what errors call the root ("" = "/").
 	Shown  string
 	Limits Limits
+	// NoDigest saves the time for Result.DiffID when nobody asks for it.
+	NoDigest bool
 	// Recipe, when set, receives the recipe for OpenTar. Result.Recorded tells whether
 	// it is whole.
 	Recipe io.Writer

@@ -31,17 +31,17 @@ import (
 
 // Builder is the monitor of one build: a small process that forks the RUN steps.
 type Builder struct {
-	c *Conn
-	p *os.Process
+	c   *Conn
+	pid int
 }
 
 // StartBuilder starts it; it ends with Close or with its parent.
 func StartBuilder(ctx context.Context, r Roots) (*Builder, error) {
-	c, p, err := spawn(nil, "build", r.Root, r.Run)
+	c, pid, err := spawn(nil, "build", r.Root, r.Run)
 	if err != nil {
 		return nil, fmt.Errorf("start the monitor of the build: %w", err)
 	}
-	return &Builder{newConn(c, "build"), p}, nil
+	return &Builder{newConn(c, "build"), pid}, nil
 }
 
 // Run executes one step; out gets its stdout and stderr. Several may run at once. When ctx ends
@@ -109,6 +109,7 @@ type steps struct {
 	roots     Roots
 	snapshots *snapshot.Store
 	networks  *network.Store
+	idle      pool
 }
 
 func buildMain(r Roots) error {
@@ -136,7 +137,7 @@ func buildMain(r Roots) error {
 			for ; n > 0; n-- {
 				<-running
 			}
-			err := s.networks.Settle(context.Background())
+			err := errors.Join(s.idle.close(), s.networks.Settle(context.Background()))
 			farewell()
 			return err
 		}
@@ -232,6 +233,9 @@ func (s Step) record() *container.Record {
 	if r.Config.Hostname == "" {
 		r.Config.Hostname = "buildkitsandbox" // what RUN sees under Docker
 	}
+	for _, u := range s.Ulimits {
+		host.Ulimits = append(host.Ulimits, &dcontainer.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
+	}
 	for _, m := range s.Mounts {
 		r.Mounts = append(r.Mounts, dcontainer.MountPoint{Type: mount.Type(m.Type), Source: m.Source, Destination: m.Target, RW: !m.ReadOnly})
 		if m.Type == string(mount.TypeTmpfs) {
@@ -255,10 +259,10 @@ func (s *steps) run(ctx context.Context, st Step, put func([]byte)) (code int, e
 	defer func() {
 		r.freeFiles()
 		if r.net != nil {
-			err = errors.Join(err, r.net.Release())
+			err = errors.Join(err, s.idle.give(st, r.net, err == nil))
 		}
 	}()
-	attached := m.attachNetwork(ctx)
+	attached := s.network(ctx, m, st)
 	opts, err := m.prepareStep(st.Key, r)
 	n := <-attached
 	r.net = n.a

@@ -170,7 +170,7 @@ func TestBuilderDies(t *testing.T) {
 		if how == "close" {
 			b.Close()
 		} else {
-			unix.Kill(b.p.Pid, unix.SIGKILL)
+			unix.Kill(b.pid, unix.SIGKILL)
 		}
 		if err := <-done; err == nil && how == "kill" {
 			t.Errorf("%s: no error", how)

@@ -117,8 +117,11 @@ func (m *monitor) renamed() error {
 }
 
 // addLinks resolves the legacy links of the default bridge: host names of containers that
-// run now.
+// run now. On other networks links are names that the resolver knows.
 func (m *monitor) addLinks(q *network.Request) error {
+	if mode := m.rec.Host.NetworkMode; !mode.IsBridge() && !mode.IsDefault() {
+		return nil
+	}
 	for _, l := range m.rec.Host.Links {
 		name, alias, ok := strings.Cut(l, ":")
 		if !ok {

@@ -62,7 +62,14 @@ type Step struct {
 	ShmSize    int64
 	Stdin      []byte
 	Mounts     []Mount
+	Ulimits    []Ulimit
 	Privileged bool
+}
+
+// Ulimit of a step.
+type Ulimit struct {
+	Name       string
+	Soft, Hard int64
 }
 
 // Mount of a build step: a bind of a path of the host (opened by the caller's rules) or a tmpfs.

@@ -16,6 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"keg/internal/linux"
+	"keg/internal/sandbox"
 	"keg/internal/sandbox/cgroup"
 )
 
@@ -108,54 +110,74 @@ func lastWords(f *os.File) string {
 	return ": " + strings.ToValidUTF8(string(b[max(0, len(b)-2000):]), "?")
 }
 
-// spawn re-executes this binary through /proc/self/exe, which is the running one whatever was
-// installed meanwhile, and returns our end of a socketpair whose other end is its descriptor 3.
-func spawn(errlog *os.File, args ...string) (*net.UnixConn, *os.Process, error) {
+// spawn re-executes this binary, the running one whatever was installed meanwhile, and returns our
+// end of a socketpair whose other end is its descriptor 3, and its pid.
+func spawn(errlog *os.File, args ...string) (*net.UnixConn, int, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, nil, os.NewSyscallError("socketpair", err)
+		return nil, 0, os.NewSyscallError("socketpair", err)
 	}
 	theirs := os.NewFile(uintptr(fds[1]), "socket")
 	defer theirs.Close()
 	ours, err := fileConn(fds[0])
 	if err != nil {
-		return nil, nil, err
+		return nil, 0, err
 	}
-	p, err := startSelf(errlog, theirs, args)
+	pid, err := startSelf(errlog, theirs, args)
 	if err != nil {
 		ours.Close()
-		return nil, nil, err
+		return nil, 0, err
 	}
-	go p.Wait() // a front end that lives long leaves no zombie
-	return ours, p, nil
+	go reapMonitor(pid) // a front end that lives long leaves no zombie
+	return ours, pid, nil
 }
 
-func startSelf(errlog, sock *os.File, args []string) (*os.Process, error) {
+func reapMonitor(pid int) {
+	for {
+		if _, err := unix.Wait4(pid, nil, 0, nil); !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
+}
+
+// startSelf executes the binary through a read-only mount of its own: monitors clone containers, and
+// a container can get hold of what cloned it (CVE-2019-5736). It does without os.StartProcess, which
+// at its first use forks once more to see whether pidfds work.
+func startSelf(errlog, sock *os.File, args []string) (int, error) {
+	exe := "/proc/self/exe"
+	if os.Geteuid() == 0 {
+		self, err := sandbox.Executable()
+		if err != nil {
+			return 0, err
+		}
+		defer self.Close()
+		exe = linux.FDPath(int(self.Fd()))
+	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	defer null.Close()
 	stderr := null
 	if errlog != nil {
 		stderr = errlog
 	}
-	attr := &os.ProcAttr{
+	attr := &syscall.ProcAttr{
 		Dir: "/",
 		// Two threads of Go code are enough for a monitor; memory goes by processors.
 		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2", "GOTRACEBACK=single"},
-		Files: []*os.File{null, null, stderr, sock},
+		Files: []uintptr{null.Fd(), null.Fd(), stderr.Fd(), sock.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
 	if g := monitorCgroup(); g != nil {
 		defer g.Close()
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(g.Fd())
-		if p, err := os.StartProcess("/proc/self/exe", append([]string{Argv0}, args...), attr); err == nil {
-			return p, nil
+		if pid, err := syscall.ForkExec(exe, append([]string{Argv0}, args...), attr); err == nil {
+			return pid, nil
 		}
 		attr.Sys.UseCgroupFD = false // no right to it: the starter's cgroup it is
 	}
-	return os.StartProcess("/proc/self/exe", append([]string{Argv0}, args...), attr)
+	return syscall.ForkExec(exe, append([]string{Argv0}, args...), attr)
 }
 
 // monitorsDir is where monitors live on cgroup v2.

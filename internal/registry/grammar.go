@@ -47,7 +47,8 @@ type route struct {
 type resource uint8
 
 const (
-	nowhere resource = iota
+	nowhere  resource = iota
+	tokenEnd          // where tokens are given out
 	ping
 	catalog
 	tagsList
@@ -62,6 +63,8 @@ const (
 func parseRoute(path string) route {
 	rest, ok := strings.CutPrefix(path, "/v2")
 	switch {
+	case path == "/token":
+		return route{resource: tokenEnd}
 	case !ok:
 		return route{}
 	case rest == "" || rest == "/":

@@ -108,6 +108,17 @@ func (u *userFile) authenticate(r *http.Request) (user string, ok bool, err erro
 	return user, true, nil
 }
 
+// exists reports whether there is such a user still.
+func (u *userFile) exists(user string) bool {
+	if u.path == "" || u.reload() != nil {
+		return false
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	_, ok := u.hashes[user]
+	return ok
+}
+
 // nobody is the hash of a password that was thrown away.
 const nobody = "$2a$10$7EqJtq98hPqEX7fNZaFWoOhi5BWX4Z1kH2n9yG1Y1m8k1xQyE0GZe"
 

@@ -346,3 +346,42 @@ func nextLink(h string) string {
 	}
 	return u.RequestURI()
 }
+
+// maxReferrers bounds how many a registry can make us read.
+const maxReferrers = 1000
+
+// Referrers lists the manifests whose subject is d (signatures, attestations), by the API of
+// distribution-spec 1.1 or, where a registry lacks it, by the tag that stands in for it.
+func (c *Client) Referrers(ctx context.Context, ref image.Reference, d digest.Digest) ([]image.Descriptor, error) {
+	var found []image.Descriptor
+	err := c.try(ref, true, func(p place) error {
+		resp, err := p.do(ctx, call{method: http.MethodGet, path: p.path("/referrers/" + string(d)), scopes: pullScope(p),
+			header: http.Header{"Accept": {image.MediaIndex}}, want: []int{http.StatusOK}})
+		var r *refusal
+		var doc []byte
+		switch {
+		case errors.As(err, &r) && (r.status == http.StatusNotFound || r.status == http.StatusMethodNotAllowed):
+			fallback := ref
+			fallback.Tag, fallback.Digest = string(d.Algorithm())+"-"+d.Encoded(), ""
+			if doc, _, err = getManifest(ctx, p, fallback, false); errors.As(err, &r) && r.status == http.StatusNotFound {
+				return nil
+			}
+		case err == nil:
+			defer resp.Body.Close()
+			doc, err = readDocument(p.endpoint, resp, image.MaxManifest)
+		}
+		if err != nil {
+			return err
+		}
+		x, err := image.ParseIndex(doc)
+		if err != nil {
+			return fmt.Errorf("referrers of %s: %w", d, err)
+		}
+		if len(x.Manifests) > maxReferrers {
+			return fault.Invalidf("registry %s lists %d referrers of %s; %d are allowed", p.name(), len(x.Manifests), d, maxReferrers)
+		}
+		found = x.Manifests
+		return nil
+	})
+	return found, pullError(ref.WithDigest(d), err)
+}

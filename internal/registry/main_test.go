@@ -30,6 +30,9 @@ type memory struct {
 	blobs   map[digest.Digest][]byte
 	repos   map[string]*memoryRepo
 	uploads map[string]*bytes.Buffer
+
+	pushed, pulled map[string]time.Time // house_test.go
+	collected      int
 }
 
 type memoryRepo struct {

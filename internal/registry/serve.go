@@ -25,7 +25,8 @@ const (
 	goodbyeTime = 10 * time.Second
 )
 
-// Serve answers on l until ctx ends, then lets running requests finish for a while.
+// Serve answers on l until ctx ends, then lets running requests finish for a while. A handler of
+// NewServer is served with its certificate, and keeps house meanwhile.
 func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	srv := &http.Server{
 		Handler:           h,
@@ -34,12 +35,36 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
 		MaxHeaderBytes:    maxHeaders,
 		ErrorLog:          log.New(io.Discard, "", 0), // strangers' broken handshakes
 	}
+	s, _ := h.(*server)
+	conns := maxConns
+	if s != nil && s.opt.MaxConns > 0 {
+		conns = s.opt.MaxConns
+	}
+	serve := srv.Serve
+	if s != nil && s.opt.Cert != "" {
+		pair, err := newKeyPair(s.opt.Cert, s.opt.Key, func(err error) { fmt.Fprintf(s.log, "error tls err=%q\n", err.Error()) })
+		if err != nil {
+			return err
+		}
+		srv.TLSConfig = pair.config()
+		serve = func(l net.Listener) error { return srv.ServeTLS(l, "", "") }
+	}
+	house, leave := context.WithCancel(ctx)
+	var housekeeping sync.WaitGroup
+	if s != nil {
+		housekeeping.Go(func() { s.keepHouse(house) })
+	}
+	defer housekeeping.Wait()
+	defer leave()
 	done := make(chan error, 1)
-	go func() { done <- srv.Serve(netutil.LimitListener(l, maxConns)) }()
+	go func() { done <- serve(netutil.LimitListener(l, conns)) }()
 	select {
 	case err := <-done:
 		return fmt.Errorf("serve registry on %s: %w", l.Addr(), err)
 	case <-ctx.Done():
+	}
+	if s != nil {
+		s.leaving.Store(true)
 	}
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbyeTime)
 	defer cancel()
@@ -72,19 +97,26 @@ func (l *accessLog) Write(p []byte) (int, error) {
 	return l.w.Write(p)
 }
 
-// start wraps w to count and returns what writes the line.
-func (l *accessLog) start(w *http.ResponseWriter, r *http.Request) func(user string) {
+// request writes the line of a request that was answered.
+func (l *accessLog) request(r *request, c *counted, received int64, began time.Time) {
 	if l.w == io.Discard {
-		return func(string) {}
+		return
 	}
-	began := time.Now()
-	c := &counted{ResponseWriter: *w}
-	*w = c
-	return func(user string) {
-		fmt.Fprintf(l, "%s remote=%s user=%q method=%q path=%q status=%d bytes=%d seconds=%.4f agent=%q\n",
-			began.UTC().Format(time.RFC3339Nano), r.RemoteAddr, user, r.Method, r.URL.EscapedPath(), max(c.status, 200), c.n,
-			time.Since(began).Seconds(), r.UserAgent())
-	}
+	fmt.Fprintf(l, "%s remote=%s user=%q method=%q path=%q status=%d bytes=%d received=%d seconds=%.4f agent=%q\n",
+		began.UTC().Format(time.RFC3339Nano), r.RemoteAddr, r.user, r.Method, r.URL.EscapedPath(), max(c.status, 200), c.n, received,
+		time.Since(began).Seconds(), r.UserAgent())
+}
+
+// countedBody counts what a client sent.
+type countedBody struct {
+	io.ReadCloser
+	n int64
+}
+
+func (c *countedBody) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	c.n += int64(n)
+	return n, err
 }
 
 // counted is a ResponseWriter that knows its status and length; sendfile still works.

@@ -12,7 +12,10 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"keg/internal/fault"
 )
@@ -24,22 +27,63 @@ type ServerOptions struct {
 	Delete   bool      // allow DELETE of tags, manifests and blobs
 	Sparse   bool      // accept manifests that name blobs which are not here
 	Log      io.Writer // one line for each request
+
+	Rules     []Rule        // who may do what; none = everybody who comes in may do everything
+	Tokens    *TokenOptions // give out and accept bearer tokens
+	Immutable []Immutable
+	Quotas    []Quota
+	Keep      []Keep
+	Collect   Collection
+	Upstreams []Upstream // prefixes of repositories that are copied from elsewhere when asked for
+	Client    *Client    // speaks to upstreams
+	Cert, Key string     // PEM files; "" = plain HTTP
+	MaxConns  int        // open connections; 0 = 4096
+	Metrics   bool       // answer /metrics to everybody who reaches the server
 }
 
 // Check reports what is wrong with the options before a server starts with them; a
 // server with a bad password file lets nobody in.
 func (o ServerOptions) Check() error {
-	if o.Htpasswd == "" {
-		return nil
+	if o.Htpasswd != "" {
+		if _, err := readHtpasswd(o.Htpasswd); err != nil {
+			return err
+		}
 	}
-	_, err := readHtpasswd(o.Htpasswd)
-	return err
+	if o.Tokens != nil {
+		if _, err := tokenKey(o.Tokens.Key); err != nil {
+			return err
+		}
+	}
+	if o.Cert != "" {
+		if _, err := newKeyPair(o.Cert, o.Key, nil); err != nil {
+			return err
+		}
+	}
+	for _, u := range o.Upstreams {
+		if err := u.check(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // NewServer returns the handler of a registry over a storage.
 func NewServer(s Storage, o ServerOptions) http.Handler {
-	srv := &server{storage: s, opt: o, users: &userFile{path: o.Htpasswd, turn: make(chan struct{}, maxHashes)}, log: newAccessLog(o.Log)}
+	srv := &server{storage: s, opt: o, users: &userFile{path: o.Htpasswd, turn: make(chan struct{}, maxHashes)}, log: newAccessLog(o.Log), metrics: newMetrics()}
 	srv.routes = srv.handlers()
+	for _, q := range o.Quotas {
+		srv.accounts = append(srv.accounts, &account{Quota: q})
+	}
+	if o.Tokens != nil {
+		var err error
+		if srv.tokens, err = newIssuer(*o.Tokens); err != nil {
+			// Without its key the server can neither give nor accept tokens: nobody comes in by one.
+			fmt.Fprintf(srv.log, "error tokens err=%q\n", err.Error())
+		}
+	}
+	if len(o.Upstreams) > 0 {
+		srv.storage = newMirror(s, o.Client, o.Upstreams, srv.metrics)
+	}
 	return srv
 }
 
@@ -49,19 +93,38 @@ type server struct {
 	users   *userFile
 	log     *accessLog
 	routes  map[handlerKey]func(*request) error
+
+	tokens   *issuer // nil: there are none
+	metrics  *metrics
+	names    nameLocks
+	accounts []*account
+	leaving  atomic.Bool // a shutdown is under way
+}
+
+// ready asks the storage something cheap.
+func (s *server) ready(ctx context.Context) error {
+	_, err := s.storage.StatBlob(ctx, "keg/ready", digest.FromString("ready"))
+	return notFoundIsFine(err)
 }
 
 // request is one request after its path and its user were found good.
 type request struct {
 	*http.Request
-	w    http.ResponseWriter
-	user string
+	w http.ResponseWriter
+	caller
 	route
 }
 
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	done := s.log.start(&w, r)
-	req := &request{Request: r, w: w}
+	if s.wellbeing(w, r) {
+		return
+	}
+	began := time.Now()
+	c := &counted{ResponseWriter: w}
+	body := &countedBody{ReadCloser: r.Body}
+	r.Body = body
+	req := &request{Request: r, w: c}
+	s.metrics.inFlight.Add(1)
 	defer func() {
 		if p := recover(); p != nil {
 			if p == http.ErrAbortHandler { //nolint:errorlint // a sentinel that panics carry
@@ -70,7 +133,11 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(s.log, "panic %q\n", fmt.Sprint(p))
 			s.fail(req, apiError{http.StatusInternalServerError, "UNKNOWN", "internal error", nil})
 		}
-		done(req.user)
+		s.metrics.inFlight.Add(-1)
+		s.metrics.sent.Add(c.n)
+		s.metrics.received.Add(body.n)
+		s.metrics.observe(req, max(c.status, 200), time.Since(began))
+		s.log.request(req, c, body.n, began)
 	}()
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -80,17 +147,23 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *server) serve(r *request) error {
-	user, ok, err := s.users.authenticate(r.Request)
+	r.route = parseRoute(r.URL.Path)
+	if r.resource == tokenEnd && s.tokens != nil && (r.Method == http.MethodGet || r.Method == http.MethodPost) {
+		return s.token(r)
+	}
+	who, ok, err := s.identify(r.Request)
 	if err != nil {
 		return err
 	}
-	if !ok {
-		r.w.Header().Set("WWW-Authenticate", `Basic realm="keg registry", charset="UTF-8"`)
-		return apiError{http.StatusUnauthorized, "UNAUTHORIZED", "authentication required", nil}
+	r.caller = who
+	if !ok || r.user == "" && !s.anonymous() {
+		scope := ""
+		if r.resource > catalog && validRepository(r.repo) {
+			scope = scopeOf(r.repo, r.needs())
+		}
+		return s.unauthorized(r, scope)
 	}
-	r.user = user
-	r.route = parseRoute(r.URL.Path)
-	if r.resource == nowhere {
+	if r.resource <= tokenEnd {
 		return apiError{http.StatusNotFound, "UNSUPPORTED", "no such resource", nil}
 	}
 	if r.resource > catalog && !validRepository(r.repo) {
@@ -133,23 +206,6 @@ func (s *server) handlers() map[handlerKey]func(*request) error {
 		{uploads, "PUT"}:      s.putUpload,
 		{uploads, "DELETE"}:   s.cancelUpload,
 	}
-}
-
-// allowed is the one place that decides what a request may do.
-func (s *server) allowed(r *request) error {
-	switch r.Method {
-	case "GET", "HEAD":
-		return nil
-	case "DELETE":
-		if (!s.opt.Delete && r.resource != uploads) || s.opt.ReadOnly {
-			return errMethod
-		}
-	default:
-		if s.opt.ReadOnly {
-			return apiError{http.StatusMethodNotAllowed, "UNSUPPORTED", "this registry is read-only", nil}
-		}
-	}
-	return nil
 }
 
 func (s *server) ping(r *request) error {
@@ -209,6 +265,10 @@ func classify(err error) apiError {
 		return apiError{http.StatusNotFound, "NAME_UNKNOWN", err.Error(), nil}
 	case fault.Invalid:
 		return apiError{http.StatusBadRequest, "UNSUPPORTED", err.Error(), nil}
+	case fault.Unavailable:
+		return apiError{http.StatusBadGateway, "UNKNOWN", err.Error(), nil}
+	case fault.Denied, fault.Unauthorized:
+		return apiError{http.StatusForbidden, "DENIED", err.Error(), nil}
 	case fault.Conflict:
 		return apiError{http.StatusConflict, "DENIED", err.Error(), nil}
 	}

@@ -33,6 +33,7 @@ func (s *server) catalog(r *request) error {
 	if err != nil {
 		return err
 	}
+	repos = slices.DeleteFunc(repos, func(repo string) bool { return s.rights(r.user, repo)&Pull == 0 })
 	if repos, err = page(r, repos); err != nil {
 		return err
 	}

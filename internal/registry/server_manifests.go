@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -47,6 +48,13 @@ func (s *server) getManifest(r *request) error {
 	desc, err := s.lookup(r)
 	if err != nil {
 		return err
+	}
+	if k, ok := s.keeper(); ok && r.Method == http.MethodGet && len(s.opt.Keep) > 0 {
+		tag := r.arg
+		if strings.Contains(tag, ":") {
+			tag = ""
+		}
+		k.NotePull(r.Context(), r.repo, tag, desc.Digest)
 	}
 	h := r.w.Header()
 	h.Set("Docker-Content-Digest", string(desc.Digest))
@@ -103,11 +111,17 @@ func (s *server) putManifest(r *request) error {
 	if err != nil {
 		return err
 	}
+	defer s.writing(r.repo)()
 	if !s.opt.Sparse {
 		if err := s.complete(r, doc); err != nil {
 			return err
 		}
 	}
+	unlock, err := s.fixed(r, tags, doc.desc.Digest)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if err := s.storage.PutManifest(r.Context(), r.repo, doc.desc, body, doc.subject, tags); err != nil {
 		return err
 	}
@@ -265,10 +279,20 @@ func (s *server) deleteManifest(r *request) error {
 	if err != nil {
 		return err
 	}
+	var unlock func()
+	if tag != "" {
+		unlock, err = s.fixed(r, []string{tag}, "")
+	} else {
+		unlock, err = s.fixedDigest(r, d)
+	}
+	if err != nil {
+		return notFoundAs(err, errManifestUnknown(r.arg))
+	}
+	defer unlock()
 	if tag != "" {
 		err = s.storage.DeleteTag(r.Context(), r.repo, tag)
 	} else {
-		err = s.deleteByDigest(r, d)
+		err = s.deleteDigest(r.Context(), r.repo, d)
 	}
 	if err != nil {
 		return notFoundAs(err, errManifestUnknown(r.arg))
@@ -277,8 +301,8 @@ func (s *server) deleteManifest(r *request) error {
 	return nil
 }
 
-func (s *server) deleteByDigest(r *request, d digest.Digest) error {
-	desc, err := s.storage.Manifest(r.Context(), r.repo, "", d)
+func (s *server) deleteDigest(ctx context.Context, repo string, d digest.Digest) error {
+	desc, err := s.storage.Manifest(ctx, repo, "", d)
 	if err != nil {
 		return err
 	}
@@ -286,12 +310,12 @@ func (s *server) deleteByDigest(r *request, d digest.Digest) error {
 		Subject *image.Descriptor `json:"subject"`
 	}
 	// A document that cannot be read any more has no subject to be found by.
-	if body, err := s.storage.ReadManifest(r.Context(), r.repo, desc); err == nil {
+	if body, err := s.storage.ReadManifest(ctx, repo, desc); err == nil {
 		_ = json.Unmarshal(body, &head)
 	}
 	var subject digest.Digest
 	if head.Subject != nil {
 		subject = head.Subject.Digest
 	}
-	return s.storage.DeleteManifest(r.Context(), r.repo, d, subject)
+	return s.storage.DeleteManifest(ctx, repo, d, subject)
 }

@@ -104,6 +104,9 @@ func (s *server) mount(r *request, mount, from string) (bool, error) {
 	if !validRepository(from) {
 		return false, apiError{http.StatusBadRequest, "NAME_INVALID", "invalid repository name", map[string]string{"name": from}}
 	}
+	if !s.may(r, from, Pull) {
+		return false, nil // as if it were not there
+	}
 	err := s.storage.MountBlob(r.Context(), r.repo, from, d)
 	if fault.Is(err, fault.NotFound) {
 		return false, nil
@@ -137,7 +140,15 @@ func (s *server) patchUpload(r *request) error {
 	if err != nil {
 		return err
 	}
-	size, err := s.storage.AppendUpload(r.Context(), r.repo, id, at, r.steadyBody())
+	body, full, err := s.bounded(r, id)
+	if err != nil {
+		return err
+	}
+	size, err := s.storage.AppendUpload(r.Context(), r.repo, id, at, body)
+	if err := full(); err != nil {
+		s.storage.CancelUpload(r.Context(), r.repo, id)
+		return err
+	}
 	if fault.Is(err, fault.Invalid) {
 		drained(r.Body)
 		r.uploadAt(r.arg, size)
@@ -195,7 +206,15 @@ func (s *server) finish(r *request, id string, at int64) error {
 	if !ok {
 		return apiError{http.StatusBadRequest, "DIGEST_INVALID", "invalid digest", map[string]string{"digest": want}}
 	}
-	err := s.storage.FinishUpload(r.Context(), r.repo, id, at, r.steadyBody(), d)
+	body, full, err := s.bounded(r, id)
+	if err != nil {
+		return err
+	}
+	err = s.storage.FinishUpload(r.Context(), r.repo, id, at, body, d)
+	if err := full(); err != nil {
+		s.storage.CancelUpload(r.Context(), r.repo, id)
+		return err
+	}
 	switch {
 	case fault.Is(err, fault.Invalid):
 		return apiError{http.StatusBadRequest, "DIGEST_INVALID", "provided digest did not match uploaded content", map[string]string{"reason": err.Error()}}
@@ -205,8 +224,52 @@ func (s *server) finish(r *request, id string, at int64) error {
 	case err != nil:
 		return notFoundAs(brokenBody(r, err), errUploadUnknown)
 	}
+	if len(s.accounts) > 0 {
+		if size, err := s.storage.StatBlob(r.Context(), r.repo, d); err == nil {
+			s.charge(r.repo, size)
+		}
+	}
 	r.blobAt(d)
 	return nil
+}
+
+// bounded is the body of an upload, cut where the repository's quota ends; full tells
+// afterwards whether it was.
+func (s *server) bounded(r *request, id string) (body io.Reader, full func() error, err error) {
+	body = r.steadyBody()
+	left, tight, err := s.room(r.Context(), r.repo)
+	if err != nil || left < 0 {
+		return body, func() error { return nil }, err
+	}
+	have, err := s.storage.UploadSize(r.Context(), r.repo, id)
+	if err != nil {
+		return nil, nil, notFoundAs(err, errUploadUnknown)
+	}
+	cut := &cutBody{r: body, left: left - have, err: s.quotaError(tight, have+max(0, r.ContentLength))}
+	return cut, func() error {
+		if cut.hit {
+			drained(r.Body)
+			return cut.err
+		}
+		return nil
+	}, nil
+}
+
+// cutBody fails with err at the first byte too many.
+type cutBody struct {
+	r    io.Reader
+	left int64
+	err  error
+	hit  bool
+}
+
+func (c *cutBody) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	if c.left -= int64(n); c.left < 0 {
+		c.hit = true
+		return 0, c.err
+	}
+	return n, err
 }
 
 func (s *server) cancelUpload(r *request) error {

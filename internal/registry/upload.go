@@ -1,5 +1,6 @@
 // Bytes to a registry: mount, upload, manifest. An upload is POST for a place and one PUT with
-// all bytes, begun anew when it breaks.
+// all bytes. When that breaks, the place is asked how much has come (GET), and another PUT sends
+// the rest; where the registry knows no more of it, all begins anew.
 
 package registry
 
@@ -11,6 +12,8 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -70,53 +73,130 @@ func (c *Client) PushBlob(ctx context.Context, ref image.Reference, d image.Desc
 	if progress == nil {
 		progress = func(int64) {}
 	}
-	for attempt := 1; ; attempt++ {
-		err := p.upload(ctx, d, open, progress)
+	u := &upload{place: p, d: d, open: open, tell: progress}
+	for attempt := 1; ; {
+		before := u.arrived
+		err := u.attempt(ctx)
 		if err == nil {
 			return nil
+		}
+		if u.arrived > before {
+			attempt = 1 // what goes on is not counted as failing
 		}
 		if err := c.patient.wait(ctx, attempt, err); err != nil {
 			return pushError(ref, err)
 		}
+		attempt++
 	}
 }
 
-func (p place) upload(ctx context.Context, d image.Descriptor, open func() (io.ReadCloser, error), progress func(int64)) error {
-	resp, err := p.do(ctx, call{method: http.MethodPost, path: p.path("/blobs/uploads/"), body: empty,
-		scopes: pushScope(p), want: []int{http.StatusAccepted}})
+// upload is a blob on its way, over several attempts.
+type upload struct {
+	place
+	d    image.Descriptor
+	open func() (io.ReadCloser, error)
+	tell func(int64)
+
+	session *url.URL // where it goes on; nil = nowhere yet
+	arrived int64    // bytes that the session has, as the registry says
+}
+
+func (u *upload) attempt(ctx context.Context) error {
+	if u.session != nil {
+		u.ask(ctx)
+	}
+	if u.session == nil {
+		if err := u.begin(ctx); err != nil {
+			return err
+		}
+	}
+	return u.send(ctx)
+}
+
+func (u *upload) begin(ctx context.Context) error {
+	resp, err := u.do(ctx, call{method: http.MethodPost, path: u.path("/blobs/uploads/"), body: empty,
+		scopes: pushScope(u.place), want: []int{http.StatusAccepted}})
 	if err != nil {
 		return err
 	}
 	resp.Body.Close()
-	loc, err := p.location(ctx, resp)
+	u.arrived = 0
+	u.session, err = u.location(ctx, resp)
+	return err
+}
+
+// ask finds out how much a session has. Without a clear answer it is given up.
+func (u *upload) ask(ctx context.Context) {
+	resp, err := u.do(ctx, call{method: http.MethodGet, url: u.session, scopes: pushScope(u.place), once: true, want: []int{http.StatusNoContent, http.StatusAccepted}})
+	u.session = nil
 	if err != nil {
-		return err
+		return
 	}
-	q := loc.Query()
-	q.Set("digest", string(d.Digest))
-	loc.RawQuery = q.Encode()
+	resp.Body.Close()
+	_, last, ok := strings.Cut(strings.TrimPrefix(resp.Header.Get("Range"), "bytes="), "-")
+	n, err := strconv.ParseInt(last, 10, 64)
+	// "0-0" is one byte to some and none to others: nothing worth keeping either way.
+	if !ok || err != nil || n <= 0 || n+1 >= u.d.Size {
+		return
+	}
+	if next, err := u.location(ctx, resp); err == nil {
+		u.session, u.arrived = next, n+1
+	}
+}
+
+// send puts what the session lacks, and ends it.
+func (u *upload) send(ctx context.Context) error {
+	to := *u.session
+	q := to.Query()
+	q.Set("digest", string(u.d.Digest))
+	to.RawQuery = q.Encode()
+	header := http.Header{"Content-Type": {"application/octet-stream"}}
+	if u.arrived > 0 {
+		header.Set("Content-Range", fmt.Sprintf("%d-%d", u.arrived, u.d.Size-1))
+	}
 	var source error // of our own reading
 	body := func() (io.ReadCloser, error) {
-		r, err := open()
+		r, err := u.open()
+		if err == nil && u.arrived > 0 {
+			err = skip(r, u.arrived)
+		}
 		if err != nil {
 			source = err
 			return nil, err
 		}
-		return &meter{ReadCloser: r, d: d, tell: progress, err: &source}, nil
+		return &meter{ReadCloser: r, d: u.d, tell: u.tell, err: &source, n: u.arrived}, nil
 	}
-	resp, err = p.do(ctx, call{method: http.MethodPut, url: loc, body: body, size: d.Size, once: true, scopes: pushScope(p),
-		header: http.Header{"Content-Type": {"application/octet-stream"}}, want: []int{http.StatusCreated}})
+	resp, err := u.do(ctx, call{method: http.MethodPut, url: &to, body: body, size: u.d.Size - u.arrived, once: true, scopes: pushScope(u.place),
+		header: header, want: []int{http.StatusCreated}})
 	if err != nil {
 		if source != nil {
-			return fmt.Errorf("read blob %s: %w", d.Digest, source)
+			return fmt.Errorf("read blob %s: %w", u.d.Digest, source)
+		}
+		var r *refusal
+		if errors.As(err, &r) {
+			u.session = nil // it has answered: this session does not go on
 		}
 		return err
 	}
 	resp.Body.Close()
-	if got, ok := parseDigest(resp.Header.Get("Docker-Content-Digest")); ok && got != d.Digest {
-		return fault.Invalidf("registry %s stored blob %s as %s", p.name(), d.Digest, got)
+	if got, ok := parseDigest(resp.Header.Get("Docker-Content-Digest")); ok && got != u.d.Digest {
+		return fault.Invalidf("registry %s stored blob %s as %s", u.name(), u.d.Digest, got)
 	}
 	return nil
+}
+
+// skip leaves out what is there already.
+func skip(r io.ReadCloser, n int64) error {
+	if s, ok := r.(io.Seeker); ok {
+		if _, err := s.Seek(n, io.SeekStart); err == nil {
+			return nil
+		}
+	}
+	_, err := io.CopyN(io.Discard, r, n)
+	if err != nil {
+		r.Close()
+	}
+	return err
 }
 
 // meter counts what is read and remembers why reading failed: the transport's error would

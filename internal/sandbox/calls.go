@@ -98,6 +98,14 @@ func callName(nr uintptr) string {
 		return "fchown"
 	case unix.SYS_KEYCTL:
 		return "keyctl"
+	case unix.SYS_ACCEPT4:
+		return "accept4"
+	case unix.SYS_OPENAT:
+		return "openat"
+	case unix.SYS_SCHED_SETATTR:
+		return "sched_setattr"
+	case unix.SYS_IOPRIO_SET:
+		return "ioprio_set"
 	case unix.SYS_EXECVE:
 		return "execve"
 	}

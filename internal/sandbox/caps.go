@@ -96,3 +96,6 @@ var ownCaps = sync.OnceValue(func() capSet {
 	}
 	return capSet(data[0].Permitted) | capSet(data[1].Permitted)<<32
 })
+
+// Capabilities lists all that this build knows.
+func Capabilities() []string { return capNames(1<<(unix.CAP_LAST_CAP+1) - 1) }

@@ -56,6 +56,7 @@ type report struct{ step, value uint64 }
 const (
 	reportPid   = (1 + iota) << 32 // value is the pid of the second child
 	reportReady                    // the box is made; the child waits for the go-ahead
+	reportHooks                    // the namespaces are there; the child waits
 )
 
 // walker is what the child needs besides itself: n steps, their results, the memory that

@@ -95,7 +95,7 @@ func (s *start) decideExec() error {
 		l.ns.own[unix.CLONE_NEWNET] = true
 	}
 	l.makeCwd = false
-	l.hold = o.Hold
+	l.hold = o.Hold || o.Go != nil
 	l.closeFirst = len(o.Private)
 	return l.process.confine(spec, o)
 }
@@ -160,7 +160,7 @@ func (s *start) runExec(ctx context.Context, init int) (*Process, error) {
 		return nil, err
 	}
 	l.warn(b.warnings...)
-	t := &talk{o: b.o, c: &l.process, program: planExec(l), console: b.console, oomScore: oomScore(b.spec.Process.OOMScoreAdj), second: l.inUserNS}
+	t := &talk{o: b.o, c: &l.process, program: planExec(l), console: b.console, oomScore: oomScore(b.spec.Process.OOMScoreAdj), second: l.inUserNS, exec: true}
 	pidns := -1
 	if !l.inUserNS && l.ns.own[unix.CLONE_NEWPID] {
 		pidns = init
@@ -178,7 +178,7 @@ func planExec(l *layout) *program {
 	for i := 0; i < l.closeFirst; i++ {
 		p.add("close", "what only the engine may hold", unix.SYS_CLOSE, fd(fmt.Sprint("close", i)))
 	}
-	p.dieWithParent()
+	p.dieWithParent(&l.process)
 	p.signals()
 	for i := 0; i < l.tasks; i++ {
 		p.add("join", "cgroup", unix.SYS_WRITE, fd(fmt.Sprint("tasks", i)), text("0"), num(1))

@@ -157,10 +157,10 @@ func (b *box) mount(m *specs.Mount, i int) error {
 	if err != nil {
 		return err
 	}
-	if len(m.UIDMappings)+len(m.GIDMappings) > 0 {
-		return fault.Unsupportedf("id-mapped mounts are not supported")
-	}
 	opts.bind = opts.bind || m.Type == "bind"
+	if !opts.bind && (opts.idmap || len(m.UIDMappings)+len(m.GIDMappings) > 0) {
+		return fault.Unsupportedf("only a bind mount can have shifted ids")
+	}
 	name := fmt.Sprint("mount", i)
 	a := attachment{object: m.Type + " on " + m.Destination, fstype: m.Type, opts: opts}
 	var magic int64
@@ -169,6 +169,9 @@ func (b *box) mount(m *specs.Mount, i int) error {
 	if opts.bind {
 		a.object = m.Source + " on " + m.Destination
 		if src, magic, isFile, err = b.bind(m.Source, name, opts); err != nil {
+			return err
+		}
+		if err := b.shift(m, src, &opts); err != nil {
 			return err
 		}
 		a.source = name
@@ -396,7 +399,7 @@ func (b *box) hierarchy(a *attachment, h cgroup.Hierarchy, tmpfs int, source, ta
 		return err
 	}
 	b.keepFD(source, fd)
-	b.mounts = append(b.mounts, attachment{object: "cgroup " + h.Name, source: source, target: target, fstype: "cgroup"})
+	b.mounts = append(b.mounts, attachment{object: "cgroup " + h.Name, source: source, target: target, path: a.path + "/" + h.Name, fstype: "cgroup"})
 	return setAttr(fd, false, &unix.MountAttr{Attr_set: a.opts.set, Propagation: unix.MS_PRIVATE})
 }
 

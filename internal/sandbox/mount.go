@@ -16,6 +16,7 @@ import (
 // mountOptions is fstab's third column taken apart.
 type mountOptions struct {
 	bind, recursive  bool
+	idmap, idmapAll  bool     // shift ids
 	set, clear       uint64   // attributes of the mount itself
 	allSet, allClear uint64   // attributes of the whole tree ("rro")
 	propagation      uint64   // MS_PRIVATE ...; 0: not said
@@ -99,7 +100,11 @@ func parseOptions(opts []string) (m mountOptions, err error) {
 		case "defaults", "async", "", "nomand", "noiversion", "silent", "loud":
 		case "sync", "dirsync", "mand", "lazytime", "iversion":
 			m.flags = append(m.flags, o)
-		case "remount", "tmpcopyup", "idmap", "ridmap":
+		case "idmap":
+			m.idmap = true
+		case "ridmap":
+			m.idmap, m.idmapAll = true, true
+		case "remount", "tmpcopyup":
 			return m, fault.Unsupportedf("mount option %q is not supported", o)
 		default:
 			m.data = append(m.data, o)
@@ -181,3 +186,16 @@ func hasKey(data []string, key string) bool {
 func octal(mode uint32) string { return "mode=" + strconv.FormatUint(uint64(mode&0o7777), 8) }
 
 func cleanTarget(p string) string { return path.Clean("/" + p) }
+
+// MountOptions lists the options that are no file system's own, for people and programs that ask.
+func MountOptions() (out []string) {
+	for _, o := range []string{"async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "idmap", "iversion", "lazytime", "loud", "mand",
+		"noatime", "nodev", "nodiratime", "noexec", "noiversion", "nomand", "norelatime", "nostrictatime", "nosuid", "nosymfollow", "private", "rbind",
+		"relatime", "ridmap", "ro", "rprivate", "rshared", "rslave", "runbindable", "rw", "shared", "silent", "slave", "strictatime", "suid", "symfollow", "sync", "unbindable"} {
+		out = append(out, o)
+		if _, ok := attributes(o); ok {
+			out = append(out, "r"+o)
+		}
+	}
+	return out
+}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
+	"keg/internal/linux"
 )
 
 // namespaces is the decision: flags for clone, names of descriptors to join.
@@ -90,6 +91,28 @@ func decideNamespaces(list []specs.LinuxNamespace, netFD bool) (n namespaces, er
 		return n, fault.Unsupportedf("joining namespaces from a new user namespace is not supported")
 	}
 	return n, nil
+}
+
+// timeOffsets is the text that /proc/self/timens_offsets wants (time_namespaces(7)).
+func timeOffsets(l *specs.Linux, ns *namespaces) (string, error) {
+	if len(l.TimeOffsets) == 0 {
+		return "", nil
+	}
+	if ns.clone&cloneNewTime == 0 {
+		return "", fault.Invalidf("clock offsets need a time namespace of the container's own")
+	}
+	if !linux.KernelAtLeast(6, 1) {
+		return "", fault.Unsupportedf("clock offsets need Linux 6.1; this is %s", linux.Kernel())
+	}
+	ns.clone &^= cloneNewTime // made by the child: the offsets come before its first process
+	var b strings.Builder
+	for clock, o := range l.TimeOffsets {
+		if clock != "monotonic" && clock != "boottime" || o.Nanosecs >= 1e9 {
+			return "", fault.Invalidf("invalid offset of the clock %q", clock)
+		}
+		fmt.Fprintf(&b, "%s %d %d\n", clock, o.Secs, o.Nanosecs)
+	}
+	return b.String(), nil
 }
 
 // mapIDs writes the maps of a new user namespace.

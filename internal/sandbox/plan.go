@@ -25,6 +25,9 @@ type layout struct {
 	rootProp   uint64 // MS_SHARED ... when the root shall not be private
 	console    bool   // "console" is the target for the terminal
 	hold       bool
+	hooks      bool   // wait for the parent's hooks before the root is entered
+	ordered    bool   // mountinfo lists the mounts in the spec's order
+	offsets    string // of an own time namespace; ""
 }
 
 const (
@@ -40,7 +43,7 @@ func planStart(l *layout) *program {
 	for i := 0; i < l.closeFirst; i++ {
 		p.add("close", "what only the engine may hold", unix.SYS_CLOSE, fd(fmt.Sprint("close", i)))
 	}
-	p.dieWithParent()
+	p.dieWithParent(&l.process)
 	p.signals()
 	for i := 0; i < l.tasks; i++ {
 		p.add("join", "cgroup", unix.SYS_WRITE, fd(fmt.Sprint("tasks", i)), text("0"), num(1))
@@ -54,11 +57,16 @@ func planStart(l *layout) *program {
 	if l.ns.cgroup {
 		p.add("unshare", "the cgroup namespace", unix.SYS_UNSHARE, num(unix.CLONE_NEWCGROUP))
 	}
+	p.clocks(l)
 	p.names(l)
 	if l.ns.clone&unix.CLONE_NEWNET != 0 {
 		p.loopback()
 	}
 	made := p.filesystems(l)
+	if l.hooks {
+		p.tell(reportHooks)
+		p.barrier("the hooks")
+	}
 	p.enterRoot()
 	p.attach(l, made)
 	p.protect(l)
@@ -72,6 +80,19 @@ func (p *program) join(js []joined) {
 	for _, j := range js {
 		p.add("join", "namespace "+j.path, unix.SYS_SETNS, fd(j.name), num(j.flag))
 	}
+}
+
+// clocks makes a time namespace with offsets, which must be said before anybody is in it. We are
+// from execve on (Linux 6.1).
+func (p *program) clocks(l *layout) {
+	if l.offsets == "" {
+		return
+	}
+	p.add("unshare", "the time namespace", unix.SYS_UNSHARE, num(cloneNewTime))
+	p.add("open", "the clocks' offsets", unix.SYS_OPENAT, num(unix.AT_FDCWD), text("/proc/self/timens_offsets"), num(unix.O_WRONLY|unix.O_CLOEXEC))
+	f := p.result()
+	p.add("set", "the clocks' offsets", unix.SYS_WRITE, f, text(l.offsets), num(len(l.offsets)))
+	p.add("close", "the clocks' offsets", unix.SYS_CLOSE, f)
 }
 
 func (p *program) names(l *layout) {
@@ -188,11 +209,14 @@ func (p *program) attach(l *layout, made map[int]arg) {
 			src = fd(m.source)
 		}
 		target := fd(m.target)
-		if m.target == "" {
+		if m.target == "" || l.ordered {
 			p.open("open mount target", m.path, unix.O_PATH)
 			target = p.result()
 		}
 		p.add("mount", m.object, unix.SYS_MOVE_MOUNT, src, text(""), target, text(""), num(moveByFDs))
+		if l.ordered {
+			src = p.renumber(m, src, target)
+		}
 		if ok && m.opts.propagation != 0 {
 			p.setattr("set propagation of", m.object, src, m.opts.spread, 0, m.opts.propagation)
 		}
@@ -201,8 +225,30 @@ func (p *program) attach(l *layout, made map[int]arg) {
 		// The very terminal that we opened, whatever lies at its path (CVE-2025-52565).
 		p.add("clone", "the terminal", unix.SYS_OPEN_TREE, fd("tty"), text(""), num(unix.OPEN_TREE_CLONE|unix.O_CLOEXEC|emptyPath))
 		t := p.result()
-		p.add("mount", "the terminal on /dev/console", unix.SYS_MOVE_MOUNT, t, text(""), fd("console"), text(""), num(moveByFDs))
+		at := fd("console")
+		if l.ordered {
+			p.open("open mount target", "/dev/console", unix.O_PATH|unix.O_NOFOLLOW)
+			at = p.result()
+		}
+		p.add("mount", "the terminal on /dev/console", unix.SYS_MOVE_MOUNT, t, text(""), at, text(""), num(moveByFDs))
 	}
+}
+
+// renumber replaces a mount by a younger copy: since Linux 6.8 mountinfo lists mounts by number, and
+// those that the parent made are all older than those of the child.
+func (p *program) renumber(m *attachment, old, target arg) arg {
+	unbindable := m.opts.propagation == unix.MS_UNBINDABLE
+	if unbindable {
+		p.setattr("make clonable", m.object, old, m.opts.spread, 0, unix.MS_PRIVATE)
+	}
+	p.add("clone", m.object, unix.SYS_OPEN_TREE, old, text(""), num(unix.OPEN_TREE_CLONE|unix.O_CLOEXEC|emptyPath|unix.AT_RECURSIVE))
+	young := p.result()
+	p.add("take away the older", m.object, unix.SYS_UMOUNT2, text(m.path), num(unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
+	p.add("mount", m.object, unix.SYS_MOVE_MOUNT, young, text(""), target, text(""), num(moveByFDs))
+	if unbindable {
+		p.setattr("set propagation of", m.object, young, m.opts.spread, 0, unix.MS_UNBINDABLE)
+	}
+	return young
 }
 
 func (p *program) setattr(act, object string, on arg, recursive bool, set, propagation uint64) {

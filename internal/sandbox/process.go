@@ -34,6 +34,10 @@ type process struct {
 	inUserNS    bool
 	makeCwd     bool
 	apparmor    string
+	outlive     bool     // go on when whoever cloned it ends
+	listens     bool     // the go-ahead comes through the socket "go"
+	scheduler   []byte   // struct sched_attr
+	ioPriority  int      // of ioprio_set(2), 0: not said
 	warnings    []string // what could not be had
 }
 
@@ -60,7 +64,10 @@ func (p *program) signals() {
 }
 
 // dieWithParent: the kernel kills the child when the thread that cloned it ends.
-func (p *program) dieWithParent() {
+func (p *program) dieWithParent(c *process) {
+	if c.outlive {
+		return
+	}
 	p.add("tie the process to", "its monitor", unix.SYS_PRCTL, num(unix.PR_SET_PDEATHSIG), num(int(unix.SIGKILL)))
 }
 
@@ -140,16 +147,26 @@ func (p *program) finish(c *process, hold bool) {
 	if c.personality >= 0 {
 		p.add("set personality", fmt.Sprintf("%#x", c.personality), unix.SYS_PERSONALITY, num(c.personality))
 	}
+	p.schedule(c)
 	p.credentials(c)
-	p.dieWithParent()
+	p.dieWithParent(c)
 	for i := 0; i < c.files; i++ {
 		p.add("pass on descriptor", fmt.Sprint(3+i), unix.SYS_DUP3, fd(fmt.Sprintf("file%d", i)), num(3+i), num(0))
 	}
 	// Now, not at execve: a held process must not keep other containers' things open.
+	above := fd(ctl + "+1")
+	if c.listens {
+		p.add("keep", "the socket of the go-ahead", unix.SYS_DUP3, fd("go"), above, num(unix.O_CLOEXEC))
+		above = fd(ctl + "+2")
+	}
 	p.add("close", "descriptors of the engine", unix.SYS_CLOSE_RANGE, num(3+c.files), fd(ctl+"-1"), num(0))
-	p.add("close", "descriptors of the engine", unix.SYS_CLOSE_RANGE, fd(ctl+"+1"), num(0xffffffff), num(0))
+	p.add("close", "descriptors of the engine", unix.SYS_CLOSE_RANGE, above, num(0xffffffff), num(0))
 	if hold {
 		p.tell(reportReady)
+	}
+	if c.listens {
+		p.add("wait for", "the go-ahead", unix.SYS_ACCEPT4, fd(ctl+"+1"), num(0), num(0), num(unix.SOCK_CLOEXEC))
+		p.add("talk to", "whoever starts the container", unix.SYS_DUP3, p.result(), fd(ctl), num(unix.O_CLOEXEC))
 	}
 	p.barrier("the go-ahead")
 	p.add("set umask", fmt.Sprintf("%04o", c.umask), unix.SYS_UMASK, num(c.umask))
@@ -307,6 +324,10 @@ func newProcess(p *specs.Process, o *Options, userNS bool) (*process, []string, 
 	c := &process{args: p.Args, env: p.Env, cwd: p.Cwd, uid: p.User.UID, gid: p.User.GID, umask: 0o022,
 		noNewPrivs: p.NoNewPrivileges, tty: p.Terminal, files: len(o.Files), personality: -1,
 		own: ownCaps(), lastCap: lastCap(), makeCwd: true, apparmor: p.ApparmorProfile}
+	c.outlive, c.listens = o.Outlive || o.Go != nil, o.Go != nil
+	if err := c.priorities(p); err != nil {
+		return nil, nil, err
+	}
 	if p.User.Umask != nil {
 		c.umask = *p.User.Umask
 	}

@@ -91,6 +91,16 @@ func (p *program) flag(f uint8) *program {
 	return p
 }
 
+// execStep is the number of the first execve.
+func (p *program) execStep() int {
+	for i := range p.steps {
+		if nr := p.steps[i].nr; nr == unix.SYS_EXECVE || nr == opFail {
+			return i
+		}
+	}
+	return len(p.steps)
+}
+
 // explain is the error for step i failing with e.
 func (p *program) explain(i int, e syscall.Errno) error {
 	if i < 0 || i >= len(p.steps) {

@@ -39,8 +39,15 @@ type Options struct {
 	// Recorded, when not nil, is called with pid and start time after the clone and
 	// before execve: what it writes is on disk before the program can do anything.
 	Recorded func(pid int, startTime uint64) error
-	// Hold stops before execve until Process.Release (OCI create/start).
+	// Hold stops before execve until Process.Release.
 	Hold bool
+	// Go, when not nil, is a listening Unix socket (SOCK_SEQPACKET): the process stops before execve
+	// until somebody calls Go on its address. It outlives this process.
+	Go *os.File
+	// Outlive lets the process go on when this one ends.
+	Outlive bool
+	// Hooks, when not nil, is called once the namespaces are there and before the root is entered.
+	Hooks func(pid int) error
 }
 
 // Process is a started process, a child of this one.
@@ -52,6 +59,8 @@ type Process struct {
 	Cgroup *cgroup.Group
 	// Warnings are what could not be had: limits, capabilities, controllers.
 	Warnings []string
+	// ExecStep is the number of the step that executes the program, for Go.
+	ExecStep int
 
 	held *held
 }

@@ -92,7 +92,7 @@ func busyRoot(t testing.TB) string {
 	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), box, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range []string{"sh", "true", "false", "cat", "sleep", "id", "ls", "echo", "tty", "kill", "mknod", "stat", "hostname", "mount", "dd", "ulimit", "head", "test", "touch", "readlink", "ps", "stty", "grep", "seq", "wc", "sort", "df", "umount", "chmod", "su", "unshare", "uname"} {
+	for _, n := range []string{"sh", "true", "false", "env", "cat", "sleep", "id", "ls", "echo", "tty", "kill", "mknod", "stat", "hostname", "mount", "dd", "ulimit", "head", "test", "touch", "readlink", "ps", "stty", "grep", "seq", "wc", "sort", "df", "umount", "chmod", "su", "unshare", "uname"} {
 		os.Symlink("busybox", filepath.Join(root, "bin", n))
 	}
 	os.WriteFile(filepath.Join(root, "inside"), nil, 0o644)

@@ -63,14 +63,14 @@ func (b *birth) deliver() (err error) {
 	if err != nil {
 		return fmt.Errorf("make a socket pair: %w", err)
 	}
-	end, err := unix.FcntlInt(uintptr(pair[1]), unix.F_DUPFD_CLOEXEC, b.keepBelow+1)
+	end, err := unix.FcntlInt(uintptr(pair[1]), unix.F_DUPFD_CLOEXEC, b.keepBelow+1) // room for ctl-1; ctl+1 may be taken by the child
 	unix.Close(pair[1])
 	if err != nil {
 		unix.Close(pair[0])
 		return fmt.Errorf("make a socket pair: %w", err)
 	}
 	defer unix.Close(end)
-	b.fds[ctl], b.fds[ctl+"-1"], b.fds[ctl+"+1"] = end, end-1, end+1
+	b.fds[ctl], b.fds[ctl+"-1"], b.fds[ctl+"+1"], b.fds[ctl+"+2"] = end, end-1, end+1, end+2
 	m, err := b.program.bind(b.fds)
 	if err == nil {
 		err = b.clone(m, end)

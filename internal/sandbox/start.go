@@ -39,7 +39,7 @@ func (l *layout) warn(w ...string) { l.warnings = append(l.warnings, w...) }
 // decide settles all that needs no descriptor.
 func (s *start) decide() error {
 	spec, o, l := s.box.spec, s.box.o, &s.layout
-	if err := unsupported(spec); err != nil {
+	if err := unsupported(spec, o.Hooks != nil); err != nil {
 		return err
 	}
 	p, warnings, err := newProcess(spec.Process, o, s.box.inUserNS())
@@ -51,13 +51,19 @@ func (s *start) decide() error {
 	if l.ns, err = decideNamespaces(spec.Linux.Namespaces, o.NetNS >= 0); err != nil {
 		return err
 	}
+	if l.offsets, err = timeOffsets(spec.Linux, &l.ns); err != nil {
+		return err
+	}
 	if l.sysctls, err = planSysctls(spec.Linux.Sysctl, l.ns.own); err != nil {
 		return err
 	}
 	if err := l.process.confine(spec, o); err != nil {
 		return err
 	}
-	l.hold = o.Hold
+	l.hold = o.Hold || o.Go != nil
+	// A terminal would be lost with the older devpts.
+	l.ordered = o.Go != nil && !l.tty && linux.KernelAtLeast(6, 8)
+	l.hooks = o.Hooks != nil
 	l.closeFirst = len(o.Private)
 	if l.ns.own[unix.CLONE_NEWUTS] {
 		l.hostname, l.domainname = spec.Hostname, spec.Domainname
@@ -73,13 +79,11 @@ func (s *start) decide() error {
 const perLinux32 = 0x0008 // linux/personality.h
 
 // unsupported names what a spec may ask for and would silently not get.
-func unsupported(spec *specs.Spec) error {
+func unsupported(spec *specs.Spec, hooked bool) error {
 	switch h := spec.Hooks; {
 	//nolint:staticcheck // Prestart is deprecated, and still asked for.
-	case h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0:
-		return fault.Unsupportedf("hooks are not supported")
-	case len(spec.Linux.TimeOffsets) > 0:
-		return fault.Unsupportedf("offsets of a time namespace are not supported")
+	case h != nil && !hooked && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0:
+		return fault.Unsupportedf("hooks are run by keg oci only")
 	case spec.Linux.IntelRdt != nil:
 		return fault.Unsupportedf("Intel RDT is not supported")
 	}
@@ -215,17 +219,17 @@ func (b *box) joinCgroup(l *layout) (into int, err error) {
 // stdio names the standard streams, the further files and the private ones. All get numbers above
 // those that they will have in the child.
 func (b *box) stdio(l *layout) error {
-	hold := func(name string, f *os.File) error {
-		n, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 4+len(b.o.Files))
+	holdFD := func(name string, fd uintptr) error {
+		n, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 4+len(b.o.Files))
 		if err != nil {
 			return fmt.Errorf("pass on %s: %w", name, err)
 		}
 		b.keepFD(name, n)
 		return nil
 	}
+	hold := func(name string, f *os.File) error { return holdFD(name, f.Fd()) }
 	if l.tty {
-		f := os.NewFile(uintptr(b.fds["tty"]), "")
-		if err := hold("tty", f); err != nil {
+		if err := holdFD("tty", uintptr(b.fds["tty"])); err != nil {
 			return err
 		}
 	}
@@ -248,6 +252,11 @@ func (b *box) stdio(l *layout) error {
 	}
 	for i, f := range b.o.Files {
 		if err := hold(fmt.Sprint("file", i), f); err != nil {
+			return err
+		}
+	}
+	if b.o.Go != nil {
+		if err := hold("go", b.o.Go); err != nil {
 			return err
 		}
 	}
@@ -277,6 +286,7 @@ type talk struct {
 	console  *os.File
 	mapped   func(pid int) error
 	oomScore *int
+	exec     bool
 	second   bool // the process is a second child
 	exists   func(file string) bool
 	sock     *os.File
@@ -327,7 +337,12 @@ func (t *talk) begin(ctx context.Context, b *birth) (_ *Process, err error) {
 		}
 	}
 	t.p.Warnings = t.c.warnings
-	if t.o.Hold {
+	if t.o.Hooks != nil && !t.exec {
+		if err := t.hooks(); err != nil {
+			return nil, err
+		}
+	}
+	if t.o.Hold || t.o.Go != nil {
 		r, err := t.read()
 		if err != nil {
 			return nil, err
@@ -335,10 +350,29 @@ func (t *talk) begin(ctx context.Context, b *birth) (_ *Process, err error) {
 		if r.step != reportReady {
 			return nil, t.failure(r)
 		}
+		if t.o.Go != nil {
+			t.p.ExecStep = t.program.execStep()
+			return t.p, t.sock.Close()
+		}
 		t.p.held = &held{t}
 		return t.p, nil
 	}
 	return t.p, t.release(ctx)
+}
+
+// hooks runs them while the child waits.
+func (t *talk) hooks() error {
+	r, err := t.read()
+	if err != nil {
+		return err
+	}
+	if r == nil || r.step != reportHooks {
+		return t.failure(r)
+	}
+	if err := t.o.Hooks(t.p.Pid); err != nil {
+		return err
+	}
+	return t.goAhead()
 }
 
 // release lets the child go on and waits until it is another program.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -46,9 +45,8 @@ func (s *Store) Assemble(key string, binds []Bind, o MountOptions) (*Assembled, 
 	})
 	a := &Assembled{end: make(chan struct{}), done: make(chan struct{})}
 	ready := make(chan error)
-	go func() {
+	inThread(func() {
 		defer close(a.done)
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
 		fd, err := s.assemble(key, binds, o)
 		if err == nil {
 			a.Root = os.NewFile(uintptr(fd), "/")
@@ -57,7 +55,7 @@ func (s *Store) Assemble(key string, binds []Bind, o MountOptions) (*Assembled, 
 		if err == nil {
 			<-a.end
 		}
-	}()
+	})
 	if err := <-ready; err != nil {
 		return nil, err
 	}

@@ -12,8 +12,8 @@ import (
 	"keg/internal/linux"
 )
 
-// Layers are not synced file by file. A mark stands beside each until one syncfs made
-// all durable, and names its boot: after a crash of the machine whatever still has a
+// Layers are not synced as they are made. A mark stands beside each until Sync made it
+// durable, and names its boot: after a crash of the machine whatever still has a
 // mark of an earlier boot may be torn, and is dropped. File systems that journal
 // directory operations in order (ext4, xfs, btrfs) never show the layer without its
 // mark.
@@ -49,8 +49,8 @@ func touch(p string) error {
 }
 
 // Sync makes all committed layers durable before a name, push or export refers to
-// them: one syncfs when unsynced layers of this boot exist. (Open dropped those of
-// earlier boots.)
+// them: a few small ones by themselves, else by one syncfs. (Open dropped those of earlier
+// boots.)
 func (s *Store) Sync(ctx context.Context) error {
 	boot, err := linux.BootID()
 	if err != nil {
@@ -67,8 +67,10 @@ func (s *Store) Sync(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := disk.SyncFS(s.layers("")); err != nil {
-		return err
+	if !s.syncNarrow(ctx, ents) {
+		if err := disk.SyncFS(s.layers("")); err != nil {
+			return err
+		}
 	}
 	for _, e := range ents {
 		if err := os.Remove(dir + "/" + e.Name()); err != nil && !notExist(err) {

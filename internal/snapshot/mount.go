@@ -270,13 +270,33 @@ func (s *Store) mountOld(m overlay) (int, error) {
 		err error
 	}
 	done := make(chan result)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+	inThread(func() {
 		fd, err := s.mountInThread(m)
 		done <- result{fd, err}
-	}()
+	})
 	r := <-done
 	return r.fd, r.err
+}
+
+// inThread runs f in a thread that ends with it, and the thread's namespaces with that.
+// The process's first thread never ends, and /proc/self shows its namespaces: it is
+// kept busy until another one has taken the work.
+func inThread(f func()) {
+	go func() {
+		runtime.LockOSThread() // and never unlocked, so that the thread ends
+		if unix.Gettid() != unix.Getpid() {
+			f()
+			return
+		}
+		taken := make(chan struct{})
+		go func() {
+			runtime.LockOSThread()
+			close(taken)
+			f()
+		}()
+		<-taken
+		runtime.UnlockOSThread()
+	}()
 }
 
 func (s *Store) mountInThread(m overlay) (int, error) {

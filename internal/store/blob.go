@@ -67,9 +67,10 @@ func (s *Store) rescue(d digest.Digest) bool {
 	return os.Rename(s.trashPath(d), s.blobPath(d)) == nil
 }
 
-// touch begins the hour for which a blob is safe from collection without a lease.
-func (s *Store) touch(d digest.Digest) {
-	os.Chtimes(s.blobPath(d), time.Time{}, time.Now())
+// touch begins the hour for which a blob is safe from collection without a lease; false when
+// it is not in its place.
+func (s *Store) touch(d digest.Digest) bool {
+	return os.Chtimes(s.blobPath(d), time.Time{}, time.Now()) == nil
 }
 
 // Bytes reads a small document of at most limit bytes and verifies its digest; a

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"keg/internal/disk"
 	"keg/internal/fault"
@@ -84,10 +85,31 @@ func (r *Repositories) StatBlob(ctx context.Context, repo string, d digest.Diges
 		return 0, err
 	}
 	size, err := r.s.Stat(d)
-	if err == nil {
-		r.s.touch(d) // reported to exist: leased for an hour
+	if err != nil {
+		return 0, err
 	}
-	return size, err
+	// Reported to exist: safe from collection for the grace time. A blob that a collection
+	// took between the two comes back once more.
+	if !r.s.touch(d) {
+		if !r.s.Has(d) || !r.s.touch(d) {
+			return 0, fault.NotFoundf("repository %s has no blob %s", repo, d)
+		}
+	}
+	return size, r.confirm(repo, d)
+}
+
+// confirm is holds for a link that is about to be relied on: from here on it stays for the
+// grace time, since its blob was touched.
+func (r *Repositories) confirm(repo string, d digest.Digest) error {
+	link, err := r.link(repo, d)
+	if err != nil {
+		return err
+	}
+	unlock, err := linkLock(filepath.Dir(link), unix.LOCK_SH)
+	if err == nil {
+		defer unlock()
+	}
+	return r.holds(repo, d)
 }
 
 // OpenBlob opens a blob of the repository.
@@ -107,8 +129,7 @@ func (r *Repositories) MountBlob(ctx context.Context, repo, from string, d diges
 	if err := r.holds(from, d); err != nil {
 		return err
 	}
-	r.s.touch(d)
-	if !r.s.Has(d) {
+	if !r.s.Has(d) || !r.s.touch(d) {
 		return fault.NotFoundf("repository %s has no blob %s", from, d)
 	}
 	return r.addBlob(repo, d)
@@ -122,6 +143,11 @@ func (r *Repositories) addBlob(repo string, d digest.Digest) error {
 		return err
 	}
 	return r.s.inDir(filepath.Dir(link), func() error {
+		unlock, err := linkLock(filepath.Dir(link), unix.LOCK_SH)
+		if err != nil {
+			return err
+		}
+		defer unlock()
 		f, err := os.OpenFile(link, os.O_WRONLY|os.O_CREATE, 0o600)
 		if err != nil {
 			return err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -82,10 +83,19 @@ func (b *bench) prepare() error {
 }
 
 func (b *bench) do(argv []string) error {
-	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Env = b.env
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%q: %w\n%s", argv, err, out)
+	// A file, not a pipe: what a detached container keeps open must not be waited for.
+	out, err := os.CreateTemp(b.dir, "out-")
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env, cmd.Stdout, cmd.Stderr = b.env, out, out
+	if err := cmd.Run(); err != nil {
+		said, _ := os.ReadFile(out.Name())
+		return fmt.Errorf("%q: %w\n%s", argv, err, said)
 	}
 	return nil
 }

@@ -6,12 +6,15 @@ package conformance
 
 import (
 	"encoding/xml"
+	"fmt"
+	"net"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"keg/internal/registry"
 	"keg/internal/store"
@@ -41,18 +44,65 @@ func TestConformance(t *testing.T) {
 			}
 			srv := httptest.NewServer(registry.NewServer(s.Repositories("localhost"), tc.opt))
 			defer srv.Close()
-			results := t.TempDir()
-			cmd := exec.Command(program)
-			cmd.Dir = results
-			cmd.Env = append(append(os.Environ(), tc.env...), "OCI_REGISTRY="+strings.TrimPrefix(srv.URL, "http://"),
-				"OCI_TLS=disabled", "OCI_RESULTS_DIR="+results)
-			out, err := cmd.CombinedOutput()
-			t.Log(count(t, filepath.Join(results, "junit.xml")))
+			figures, out, err := conform(t, program, strings.TrimPrefix(srv.URL, "http://"), tc.env)
+			t.Log("keg: " + figures)
 			if err != nil {
 				t.Fatalf("%v\n%s", err, out)
 			}
+			// The same of Debian's docker-registry, for comparison; how it fares is no matter of ours.
+			if host := debian(t); host != "" {
+				figures, _, _ := conform(t, program, host, tc.env)
+				t.Log("docker-registry: " + figures)
+			}
 		})
 	}
+}
+
+// conform runs the program against the registry at host.
+func conform(t *testing.T, program, host string, env []string) (figures string, out []byte, err error) {
+	t.Helper()
+	results := t.TempDir()
+	cmd := exec.Command(program)
+	cmd.Dir = results
+	cmd.Env = append(append(os.Environ(), env...), "OCI_REGISTRY="+host, "OCI_TLS=disabled", "OCI_RESULTS_DIR="+results)
+	out, err = cmd.CombinedOutput()
+	return count(t, filepath.Join(results, "junit.xml")), out, err
+}
+
+// debian starts Debian's docker-registry with delete switched on; "" when it is not installed.
+func debian(t *testing.T) string {
+	t.Helper()
+	program, err := exec.LookPath("docker-registry")
+	if err != nil {
+		return ""
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := l.Addr().String()
+	l.Close()
+	dir := t.TempDir()
+	config := filepath.Join(dir, "config.yml")
+	text := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s}, delete: {enabled: true}}\nhttp: {addr: %s}\n", dir, host)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program, "serve", config)
+	cmd.Env = []string{"OTEL_TRACES_EXPORTER=none"}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	for range 200 {
+		if c, err := net.Dial("tcp", host); err == nil {
+			c.Close()
+			return host
+		}
+		time.Sleep(20 * time.Millisecond) // another program's start cannot be waited for
+	}
+	t.Fatal("docker-registry does not listen")
+	return ""
 }
 
 // count reads the figures of the report.

@@ -17,4 +17,10 @@ keg run -d --name web -m 64m -p 8080:80 keg/web
 test "$(keg exec web cat /sys/fs/cgroup/memory.max)" = 67108864
 wget -q -O - http://127.0.0.1:8080/ | grep -q 'It works'
 keg rm -f web
-test -z "$(find /sys/fs/cgroup -type d -name '*keg*' | grep -v '^/sys/fs/cgroup/keg$' | head -1)"
+# Nothing of ours is left once the last monitor has gone.
+for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+	left=$(find /sys/fs/cgroup -type d -name 'keg*')
+	test -z "$left" && break
+	sleep 0.3
+done
+test -z "$left"

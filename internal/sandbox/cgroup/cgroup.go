@@ -165,6 +165,8 @@ func (g *Group) v2() string {
 func (h *Hierarchy) make(n int, unified bool) (reused bool, err error) {
 	err = unix.Mkdir(h.Dir, 0o755)
 	switch {
+	case err == nil && h.has("cpuset"):
+		return false, fillCpuset(h.Dir)
 	case err == nil:
 		return false, nil
 	case errors.Is(err, unix.EEXIST):
@@ -201,7 +203,26 @@ func (h *Hierarchy) descend(n int, unified bool) error {
 		}
 		at = next
 	}
+	if h.has("cpuset") {
+		return fillCpuset(h.Dir)
+	}
 	return nil
+}
+
+// fillCpuset gives a group its parent's processors when the parent does not do so by itself: it
+// is the top of the hierarchy, or another engine made it.
+func fillCpuset(dir string) error {
+	b, err := os.ReadFile(filepath.Join(dir, "cpuset.mems"))
+	if err != nil || len(strings.TrimSpace(string(b))) > 0 {
+		return err
+	}
+	parent := filepath.Dir(dir)
+	if b, err = os.ReadFile(filepath.Join(parent, "cpuset.mems")); err == nil && len(strings.TrimSpace(string(b))) == 0 {
+		if err := fillCpuset(parent); err != nil {
+			return err
+		}
+	}
+	return inheritCpuset(parent, dir)
 }
 
 // reuse accepts a group that nobody is in: the rest of a crash.

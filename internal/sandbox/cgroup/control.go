@@ -213,3 +213,16 @@ func (g *Group) OOMKills() (uint64, error) {
 	}
 	return 0, nil
 }
+
+// Frozen tells whether the group is frozen.
+func (g *Group) Frozen() (bool, error) {
+	dir, file, want := g.dir("freezer"), "freezer.state", "FROZEN"
+	if dir == "" || g.unified {
+		dir, file, want = g.v2(), "cgroup.freeze", "1"
+	}
+	if dir == "" {
+		return false, nil
+	}
+	b, err := os.ReadFile(filepath.Join(dir, file))
+	return strings.TrimSpace(string(b)) == want, err
+}

@@ -1,0 +1,234 @@
+package engine
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"keg/internal/fault"
+	"keg/internal/image"
+)
+
+func TestManifestListByHand(t *testing.T) {
+	loopback(t)
+	e := openEngine(t, t.TempDir(), nil)
+	addr, stop := serveRegistry(t, e, filepath.Join(t.TempDir(), "one"))
+	defer stop()
+	addr2, stop2 := serveRegistry(t, e, filepath.Join(t.TempDir(), "two"))
+	defer stop2()
+	host, host2 := strings.Replace(addr, "127.0.0.1", "localhost", 1), strings.Replace(addr2, "127.0.0.1", "localhost", 1)
+	// Two images, one of them in another registry.
+	var names []string
+	for i, h := range []string{host, host2} {
+		name := h + "/parts/p" + strconv.Itoa(i) + ":1"
+		addImage(t, e, name, nil, tarOf(t, map[string]string{"data": noise(20+uint64(i), 1<<16)}))
+		if _, err := e.Push(t.Context(), refs(t, name)[0], nil); err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, name)
+	}
+	list := refs(t, host+"/team/web:1")[0]
+	ctx := t.Context()
+	signature := sign(t, e, refs(t, names[1])[0])
+	if err := e.CreateManifestList(ctx, list, refs(t, names...), false); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.CreateManifestList(ctx, list, refs(t, names[0]), false); !fault.Is(err, fault.Conflict) {
+		t.Error("a list was replaced without --amend:", err)
+	}
+	if err := e.CreateManifestList(ctx, list, refs(t, names[0]), true); err != nil {
+		t.Error(err)
+	}
+	if err := e.AnnotateManifestList(ctx, list, refs(t, names[1])[0], Annotation{OS: "linux", Architecture: "arm64", Variant: "v8"}); err != nil {
+		t.Error(err)
+	}
+	if err := e.AnnotateManifestList(ctx, list, refs(t, host+"/parts/none:1")[0], Annotation{OS: "linux"}); !fault.Is(err, fault.NotFound) {
+		t.Error(err)
+	}
+	x, err := e.ManifestList(list)
+	if err != nil || len(x.Manifests) != 2 || x.Manifests[1].Platform.Architecture != "arm64" || x.Manifests[0].Platform.OS != "linux" {
+		t.Fatalf("%+v, %v", x, err)
+	}
+	d, err := e.PushManifestList(ctx, list, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.ManifestList(list); !fault.Is(err, fault.NotFound) {
+		t.Error("still here after --purge:", err)
+	}
+	desc, doc, err := e.RemoteManifest(ctx, list)
+	var got image.Index
+	if err != nil || desc.Digest != d || json.Unmarshal(doc, &got) != nil || len(got.Manifests) != 2 {
+		t.Errorf("%s %s %v", desc.Digest, doc, err)
+	}
+	all, err := e.RemoteImages(ctx, list)
+	if err != nil || len(all) != 2 || all[0].Config == nil || len(all[1].Config.RootFS.DiffIDs) != 1 {
+		t.Errorf("%+v %v", all, err)
+	}
+	// All of it is in the one repository.
+	for _, im := range all {
+		for _, l := range im.Manifest.Layers {
+			if ok, err := e.remote.HasBlob(ctx, list, l.Digest); !ok || err != nil {
+				t.Error(l.Digest, err)
+			}
+		}
+	}
+	// The signature of the second one has come along.
+	if got, err := e.remote.Referrers(ctx, list, all[1].Desc.Digest); err != nil || len(got) != 1 || got[0].Digest != signature {
+		t.Errorf("%v %v", got, err)
+	}
+	if err := e.RemoveManifestList(list); !fault.Is(err, fault.NotFound) {
+		t.Error(err)
+	}
+}
+
+// written is how many bytes of files this process had written to disks.
+func written(t *testing.T) int64 {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/io")
+	if err != nil {
+		t.Skip("needs /proc/self/io: ", err)
+	}
+	_, rest, _ := strings.Cut(string(b), "\nwrite_bytes: ")
+	n, err := strconv.ParseInt(strings.SplitN(rest, "\n", 2)[0], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// bytesBelow adds up the sizes of the files below a directory.
+func bytesBelow(t *testing.T, dir string) (n int64) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		st, err := d.Info()
+		if err == nil {
+			n += st.Size()
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// An image of 32 MiB that exists only as a tree goes to a stock client: with no push, with less
+// than 1 MiB written, and the store is as large as before.
+func TestServingWhatIsHereWritesNothing(t *testing.T) {
+	skopeo, err := exec.LookPath("skopeo")
+	if err != nil {
+		t.Skip("needs skopeo: apt-get install skopeo")
+	}
+	loopback(t)
+	root := t.TempDir()
+	e := openEngine(t, root, nil)
+	addr, stop := serveRegistry(t, e, "")
+	defer stop()
+	host := strings.Replace(addr, "127.0.0.1", "localhost", 1)
+	addImage(t, e, host+"/web:1", nil, tarOf(t, map[string]string{"data": noise(30, 32<<20)}))
+	if err := e.snapshots.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	size, before := bytesBelow(t, root), written(t)
+	if size < 32<<20 {
+		t.Fatal("the image is not here:", size)
+	}
+	dir := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), skopeo, "--insecure-policy", "--tmpdir", dir, "copy", "--src-tls-verify=false", "docker://"+host+"/web:1", "dir:"+dir+"/out")
+	cmd.Env = []string{"HOME=" + dir, "XDG_RUNTIME_DIR=" + dir, "PATH=/usr/bin:/bin", "CONTAINERS_REGISTRIES_CONF=/dev/null"}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if got := bytesBelow(t, dir+"/out"); got < 32<<20 {
+		t.Error("skopeo got", got, "bytes")
+	}
+	// What a child wrote is counted as ours when it has been waited for.
+	theirs := cmd.ProcessState.SysUsage().(*syscall.Rusage).Oublock * 512
+	if n := written(t) - before - theirs; n >= 1<<20 {
+		t.Error(n, "bytes were written")
+	}
+	if now := bytesBelow(t, root); now > size {
+		t.Errorf("the store grew from %d to %d", size, now)
+	}
+}
+
+func TestPushRemembersItsCompression(t *testing.T) {
+	loopback(t)
+	e := openEngine(t, t.TempDir(), nil)
+	addr, stop := serveRegistry(t, e, filepath.Join(t.TempDir(), "registry"))
+	defer stop()
+	host := strings.Replace(addr, "127.0.0.1", "localhost", 1)
+	name := host + "/web:1"
+	r := addImage(t, e, name, nil, tarOf(t, map[string]string{"data": strings.Repeat("words ", 1<<15)}))
+	push := func(c image.Compression) (image.Descriptor, string) {
+		t.Helper()
+		d, err := e.PushWith(t.Context(), refs(t, name)[0], PushOptions{Compression: c})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := e.RemoteImages(t.Context(), refs(t, name)[0])
+		if err != nil || len(all) != 1 {
+			t.Fatal(err)
+		}
+		return d, all[0].Manifest.Layers[0].MediaType
+	}
+	first, media := push("")
+	if media != image.MediaLayerGzip {
+		t.Error(media)
+	}
+	zstd, media := push(image.Zstd)
+	if media != image.MediaLayerZstd || zstd.Digest == first.Digest {
+		t.Error(media)
+	}
+	if again, _ := push(""); again.Digest != zstd.Digest {
+		t.Error("the choice was forgotten:", again.Digest)
+	}
+	other := openEngine(t, t.TempDir(), nil)
+	if _, err := other.Pull(t.Context(), refs(t, name)[0], PullOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := other.lookup(t.Context(), name); err != nil || f.ID != r.ID {
+		t.Error(f, err)
+	}
+	if _, err := e.PushWith(t.Context(), refs(t, name)[0], PushOptions{Compression: "lz4"}); !fault.Is(err, fault.Unsupported) {
+		t.Error(err)
+	}
+}
+
+// sign puts an artifact beside an image that has it as its subject.
+func sign(t *testing.T, e *Engine, ref image.Reference) digest.Digest {
+	t.Helper()
+	subject, err := e.remote.Resolve(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := []byte("{}")
+	d := image.Descriptor{MediaType: "application/vnd.oci.empty.v1+json", Digest: digest.FromBytes(config), Size: int64(len(config))}
+	if err := e.remote.PushBlob(t.Context(), ref, d, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(config)), nil }, nil); err != nil {
+		t.Fatal(err)
+	}
+	m := map[string]any{"schemaVersion": 2, "mediaType": image.MediaManifest, "artifactType": "application/x-signature", "config": d, "layers": []image.Descriptor{d}, "subject": subject}
+	doc, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref.Tag = ""
+	ref.Digest = digest.FromBytes(doc)
+	if _, err := e.remote.PushManifest(t.Context(), ref, image.MediaManifest, doc); err != nil {
+		t.Fatal(err)
+	}
+	return ref.Digest
+}
