@@ -46,6 +46,9 @@ func (e *Engine) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
 		return Pruned{}, fault.Invalidf(`The "until" filter is not supported with "--volumes"`)
 	}
 	p := pruning{e: e, o: o, until: until}
+	if err := e.awaitRemovals(ctx); err != nil {
+		return Pruned{}, err
+	}
 	if o.Containers {
 		if err := errors.Join(e.monitors.ReapAll(ctx), e.sweepOrphans()); err != nil {
 			return p.done, err
@@ -264,4 +267,38 @@ func (e *Engine) volumeUsers() (map[string][]string, error) {
 		}
 	}
 	return used, nil
+}
+
+// awaitRemovals waits, at most settleTime, for removals that are under way: what a --rm container
+// held is garbage from the moment that its exit was told.
+func (e *Engine) awaitRemovals(ctx context.Context) error {
+	for end := time.Now().Add(settleTime); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(settleStep) {
+		busy, err := e.removing()
+		if err != nil || !busy {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// removing reports whether a living process is deleting what is left of a container.
+func (e *Engine) removing() (bool, error) {
+	ids, err := e.containers.Retired()
+	if err != nil {
+		return false, err
+	}
+	for _, id := range ids {
+		lock, err := e.containers.LockRetired(id)
+		if fault.Is(err, fault.NotFound) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		if lock == nil {
+			return true, nil
+		}
+		lock.Close() // its remover is dead; ReapAll cleans up
+	}
+	return false, nil
 }
