@@ -33,7 +33,7 @@ var (
 	// What costs too much at every start (docs/decisions/0007).
 	banned = []string{"google.golang.org/grpc", "github.com/prometheus/", "github.com/docker/cli/cli/command",
 		"github.com/compose-spec/", "github.com/moby/buildkit/solver", "github.com/moby/buildkit/client",
-		"github.com/aws/", "cloud.google.com/", "github.com/Azure/azure-sdk"}
+		"github.com/distribution/reference", "github.com/aws/", "cloud.google.com/", "github.com/Azure/azure-sdk"}
 )
 
 type pkg struct {

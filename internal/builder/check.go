@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/distribution/reference"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
@@ -122,7 +121,7 @@ func (c *checker) froms(o Options) error {
 		}
 		c.unmatched(name.Unmatched, keys, s.Location)
 		if plain, err := lex.ProcessWordWithMatches(s.BaseName, defaults); err == nil {
-			if _, err := reference.ParseNormalizedNamed(plain.Result); err != nil {
+			if _, err := image.ParseRepository(plain.Result); err != nil {
 				c.file.Report(&linter.RuleInvalidDefaultArgInFrom, s.Location, linter.RuleInvalidDefaultArgInFrom.Format(s.BaseName))
 			}
 		}

@@ -14,7 +14,6 @@ import (
 	"github.com/u-root/u-root/pkg/core/cp"
 	"github.com/u-root/u-root/pkg/core/find"
 	"github.com/u-root/u-root/pkg/core/gzip"
-	"github.com/u-root/u-root/pkg/core/ls"
 	"github.com/u-root/u-root/pkg/core/mkdir"
 	"github.com/u-root/u-root/pkg/core/mktemp"
 	"github.com/u-root/u-root/pkg/core/mv"
@@ -72,6 +71,8 @@ func ownApplet(name string) applet {
 		return id
 	case "ln":
 		return ln
+	case "ls":
+		return ls
 	case "nc":
 		return nc
 	case "nproc":
@@ -126,8 +127,6 @@ func coreApplet(name string) func() core.Command {
 		return find.New
 	case "gzip", "gunzip", "gzcat", "zcat":
 		return func() core.Command { return gzip.New(name) }
-	case "ls":
-		return ls.New
 	case "mkdir":
 		return mkdir.New
 	case "mktemp":

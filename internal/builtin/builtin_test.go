@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -73,6 +74,9 @@ func TestTools(t *testing.T) {
 	}{
 		{"", []string{"cat", file}, "b 2\na 10\nb 2\n", 0},
 		{"", []string{"head", "-n1", file}, "b 2\n", 0},
+		{"", []string{"ls", dir}, "f\n", 0},
+		{"", []string{"ls", "-d", dir}, dir + "\n", 0},
+		{"", []string{"ls", "-la", filepath.Join(dir, "none")}, "", 1},
 		{"", []string{"tail", "-2", file}, "a 10\nb 2\n", 0},
 		{"", []string{"tail", "-n", "+3", file}, "b 2\n", 0},
 		{"", []string{"head", "-c", "3", file}, "b 2", 0},
@@ -252,6 +256,23 @@ func TestNetcat(t *testing.T) {
 	}
 	if r := run(t, "", "nc", "127.0.0.1", "1"); r.code == 0 || r.err == "" {
 		t.Fatalf("a closed port: %+v", r)
+	}
+}
+
+func TestListLong(t *testing.T) {
+	dir := t.TempDir()
+	os.WriteFile(filepath.Join(dir, "file"), []byte("12345"), 0o644)
+	os.Mkdir(filepath.Join(dir, "dir"), 0o755)
+	os.Chmod(filepath.Join(dir, "dir"), 0o777|os.ModeSticky)
+	os.Symlink("file", filepath.Join(dir, "link"))
+	r := run(t, "", "ls", "-l", dir)
+	for _, want := range []string{`(?m)^drwxrwxrwt +\d+ .* dir$`, `(?m)^-rw-r--r-- +1 .* 5 .* file$`, `(?m)^lrwxrwxrwx +1 .* link -> file$`} {
+		if !regexp.MustCompile(want).MatchString(r.out) {
+			t.Errorf("%s is not in\n%s", want, r.out)
+		}
+	}
+	if r := run(t, "", "ls", "-R", dir); !strings.Contains(r.out, dir+"/dir:\n") {
+		t.Errorf("-R: %q", r.out)
 	}
 }
 
