@@ -367,7 +367,7 @@ func TestContextStaysInside(t *testing.T) {
 		var b bytes.Buffer
 		w := tar.NewWriter(&b)
 		for _, h := range hs {
-			h.Mode = 0o644
+			h.Mode = 0o755 // directories must be removable by an ordinary user
 			if h.Typeflag == tar.TypeReg {
 				h.Size = 4
 			}
