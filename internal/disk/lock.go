@@ -55,8 +55,15 @@ func TryLock(path string) (*Lock, error) {
 	return nil, &os.PathError{Op: "flock", Path: path, Err: err}
 }
 
-// Unlock gives the lock up.
-func (l *Lock) Unlock() error { return l.f.Close() }
+// Unlock gives the lock up: at once, also while a process that is being forked still holds a copy of the descriptor.
+func (l *Lock) Unlock() error { return letGo(l.f) }
+
+// letGo unlocks before it closes. flock(2): a lock ends with its *last* descriptor, and between fork and
+// execve a child has one of each.
+func letGo(f *os.File) error {
+	flock(f, unix.LOCK_UN)
+	return f.Close()
+}
 
 func flock(f *os.File, how int) error {
 	for {
@@ -103,12 +110,12 @@ func HoldDir(parent, pattern string) (*Dir, error) {
 // Remove deletes the directory and lets go of it.
 func (d *Dir) Remove() error {
 	err := os.RemoveAll(d.Path)
-	d.f.Close()
+	letGo(d.f)
 	return err
 }
 
 // Release lets go without deleting: after the directory was renamed to its place.
-func (d *Dir) Release() { d.f.Close() }
+func (d *Dir) Release() { letGo(d.f) }
 
 // Sweep deletes the directories below parent that nobody holds.
 func Sweep(parent string) error {
@@ -133,7 +140,7 @@ func sweepOne(p string) error {
 	if err != nil {
 		return nil // gone, or not ours to judge
 	}
-	defer f.Close()
+	defer letGo(f)
 	if flock(f, unix.LOCK_EX|unix.LOCK_NB) != nil {
 		return nil // in use
 	}

@@ -159,6 +159,10 @@ func (h *house) empty() {
 		}
 		return err == nil
 	}, "run directories remain")
+	h.settled(func() bool {
+		leases, err := filepath.Glob(filepath.Join(h.roots.Root, "networks", "*", "leases", "*"))
+		return err == nil && len(leases) == 0
+	}, "leases of addresses remain")
 }
 
 // settled waits for what is done after the exit was reported.
