@@ -180,6 +180,9 @@ func (o *containerFlags) hostConfig(fs *pflag.FlagSet) (*container.HostConfig, e
 	if err != nil {
 		return nil, err
 	}
+	if o.capProfile != "" {
+		security = append(security, "cap-profile="+o.capProfile)
+	}
 	res, err := o.resources()
 	if err != nil {
 		return nil, err

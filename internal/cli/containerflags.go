@@ -32,7 +32,7 @@ type containerFlags struct {
 	entrypoint, hostname, domainname, user, workdir, mac                   string
 	restart, stopSignal, pid, ipc, uts, userns, cgroupns, cgroupParent     string
 	cpusetCpus, cpusetMems, logDriver, volumeDriver, runtime, isolation    string
-	healthCmd, cidfile                                                     string
+	healthCmd, cidfile, capProfile                                         string
 	ip, ip6                                                                net.IP
 	stdin, tty, readOnly, rm, privileged, publishAll, init, oomKillDisable bool
 	noHealthcheck                                                          bool
@@ -100,6 +100,7 @@ func (o *containerFlags) bindGeneral(fs *pflag.FlagSet) {
 func (o *containerFlags) bindSecurity(fs *pflag.FlagSet) {
 	fs.Var(newList(&o.capAdd, nil), "cap-add", "Add Linux capabilities")
 	fs.Var(newList(&o.capDrop, nil), "cap-drop", "Drop Linux capabilities")
+	fs.StringVar(&o.capProfile, "cap-profile", "", `Capabilities to start from ("docker", "strict": without MKNOD, NET_RAW and AUDIT_WRITE) (default "docker")`)
 	fs.BoolVar(&o.privileged, "privileged", false, "Give extended privileges to this container")
 	fs.Var(newList(&o.securityOpt, nil), "security-opt", "Security options")
 	fs.Var(newList(&o.devices, nil), "device", "Add a host device to the container")

@@ -71,10 +71,16 @@ func (a *app) execIn(ctx context.Context, name string, o *execFlags) error {
 		return err
 	}
 	defer s.close()
+	words := s.listen()
 	end, err := eng.Exec(ctx, name, o.req, s.stdio)
 	s.close()
 	if err != nil {
 		return err
+	}
+	if end.Code != 0 && !o.req.Privileged && words.refused() {
+		if d, err := eng.Inspect(ctx, name, false); err == nil && d.HostConfig != nil {
+			a.tellRefusal(words, end.Code, d.HostConfig)
+		}
 	}
 	return status(end)
 }

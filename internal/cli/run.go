@@ -116,6 +116,7 @@ func (a *app) runContainer(ctx context.Context, o *runFlags, req engine.CreateOp
 	defer cancel()
 	var s *session
 	var stdio *monitor.Stdio
+	var words *lastWords
 	if !o.detach {
 		s, err = a.session(sessionOptions{
 			stdin: cfg.AttachStdin, stdout: cfg.AttachStdout, stderr: cfg.AttachStderr,
@@ -125,6 +126,7 @@ func (a *app) runContainer(ctx context.Context, o *runFlags, req engine.CreateOp
 			return err
 		}
 		defer s.close()
+		words = s.listen()
 		stdio = &s.stdio
 		if o.sigProxy {
 			stdio.Signals = s.later()
@@ -153,6 +155,7 @@ func (a *app) runContainer(ctx context.Context, o *runFlags, req engine.CreateOp
 	if o.detach {
 		return nil
 	}
+	a.tellRefusal(words, end.Code, req.Host)
 	return status(end)
 }
 

@@ -3,6 +3,7 @@ package container
 // From record to OCI spec. Everything here is pure: what the host adds comes in SpecOptions.
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -29,6 +30,8 @@ type SpecOptions struct {
 	Masked                  []string // masked beside the defaults
 	InitPath                string   // --init: path of the init to bind, or ""
 
+	// AppArmor is the profile of whoever names none, "" where there is no AppArmor.
+	AppArmor string
 	// Seccomp is the policy; nil leaves the choice to whoever starts the spec.
 	Seccomp *specs.LinuxSeccomp
 	// NetNS, PidNS, IpcNS are paths of the namespaces of another container
@@ -52,7 +55,7 @@ func Spec(r *Record, o SpecOptions) (*specs.Spec, error) {
 		Hostname:    hostname(r),
 		Domainname:  r.Config.Domainname,
 		Annotations: maps.Clone(r.Host.Annotations),
-		Linux:       &specs.Linux{Seccomp: o.Seccomp, RootfsPropagation: "rprivate"},
+		Linux:       &specs.Linux{Seccomp: o.Seccomp, RootfsPropagation: "rprivate", MountLabel: sec.MountLabel},
 	}
 	if r.Host.UTSMode.IsHost() {
 		s.Hostname, s.Domainname = "", ""
@@ -105,7 +108,8 @@ func process(r *Record, o SpecOptions, sec Security) (*specs.Process, error) {
 		Cwd:             workdir(r.Config.WorkingDir),
 		Capabilities:    &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
 		NoNewPrivileges: sec.NoNewPrivileges,
-		ApparmorProfile: sec.AppArmor,
+		ApparmorProfile: cmp.Or(sec.AppArmor, o.AppArmor),
+		SelinuxLabel:    sec.ProcessLabel,
 		OOMScoreAdj:     &adj,
 	}
 	if h, w := r.Host.ConsoleSize[0], r.Host.ConsoleSize[1]; r.Config.Tty && h > 0 && w > 0 {

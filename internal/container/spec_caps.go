@@ -1,6 +1,6 @@
 package container
 
-// Capabilities and --security-opt.
+// Capabilities by name: the default sets, what is added and dropped.
 
 import (
 	"slices"
@@ -22,7 +22,22 @@ var capNames = [...]string{"CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER",
 var defaultCaps = [...]string{"CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP",
 	"SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"}
 
-// capabilities applies --cap-add and --cap-drop to the default set, as Docker does: ALL on
+// strictDrops are the three of Docker's that hardly any program needs: without them no device node can be
+// made, no packet forged, no audit record written.
+var strictDrops = [...]string{"MKNOD", "NET_RAW", "AUDIT_WRITE"}
+
+// profileCaps is the set that --cap-add and --cap-drop start from.
+func profileCaps(profile string) []string {
+	if profile != CapProfileStrict {
+		return defaultCaps[:]
+	}
+	return slices.DeleteFunc(slices.Clone(defaultCaps[:]), func(c string) bool { return slices.Contains(strictDrops[:], c) })
+}
+
+// Capabilities are those that a container's root has.
+func Capabilities(h *container.HostConfig) ([]string, error) { return capabilities(h) }
+
+// capabilities applies --cap-add and --cap-drop to the profile's set, as Docker does: ALL on
 // one side, exceptions on the other.
 func capabilities(h *container.HostConfig) ([]string, error) {
 	add, err := normalizeCaps(h.CapAdd)
@@ -33,7 +48,11 @@ func capabilities(h *container.HostConfig) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	set := defaultCaps[:]
+	sec, err := ParseSecurity(h)
+	if err != nil {
+		return nil, err
+	}
+	set := profileCaps(sec.CapProfile)
 	switch {
 	case h.Privileged || slices.Contains(add, "ALL"):
 		set, add = capNames[:], nil
@@ -68,48 +87,4 @@ func normalizeCaps(list []string) ([]string, error) {
 		out = append(out, n)
 	}
 	return out, nil
-}
-
-// Security is HostConfig.SecurityOpt as understood.
-type Security struct {
-	NoNewPrivileges bool
-	Seccomp         string // "": the default policy; "unconfined"; otherwise a profile as JSON
-	AppArmor        string
-}
-
-// ParseSecurity reads the security options; an unknown one is refused, never ignored.
-func ParseSecurity(h *container.HostConfig) (s Security, err error) {
-	if h.Privileged {
-		s.Seccomp, s.AppArmor = "unconfined", "unconfined"
-	}
-	for _, o := range h.SecurityOpt {
-		if o == "no-new-privileges" {
-			s.NoNewPrivileges = true
-			continue
-		}
-		k, v, ok := strings.Cut(o, "=")
-		if !ok {
-			k, v, ok = strings.Cut(o, ":") // the older form
-		}
-		if !ok {
-			return s, fault.Invalidf("invalid --security-opt: %q", o)
-		}
-		switch k {
-		case "no-new-privileges":
-			if v != "true" && v != "false" {
-				return s, fault.Invalidf("invalid --security-opt: %q", o)
-			}
-			s.NoNewPrivileges = v == "true"
-		case "seccomp":
-			if s.Seccomp = v; v == "builtin" {
-				s.Seccomp = ""
-			}
-		case "apparmor":
-			s.AppArmor = v
-		case "label", "systempaths": // nothing to do: no SELinux; systempaths arrives as empty path lists
-		default:
-			return s, fault.Invalidf("invalid --security-opt: %q", o)
-		}
-	}
-	return s, nil
 }

@@ -91,6 +91,16 @@ func TestSpecGolden(t *testing.T) {
 					{PathOnHost: "/dev/snd", PathInContainer: "/dev/sound"}}, DeviceCgroupRules: []string{"c 10:* rw"}}},
 			opts: SpecOptions{Devices: fakeDevices, Masked: []string{"/sys/extra"}},
 		},
+		"strict": {
+			config: container.Config{Cmd: []string{"sh"}},
+			host:   container.HostConfig{SecurityOpt: []string{"cap-profile=strict"}},
+			opts:   SpecOptions{AppArmor: "keg-default"},
+		},
+		// Not tested beyond this: no kernel with SELinux is at hand.
+		"selinux": {
+			config: container.Config{Cmd: []string{"sh"}},
+			host:   container.HostConfig{SecurityOpt: []string{"label=type:web_t", "label=level:s0:c100,c200", "label:user:staff_u"}},
+		},
 		"init": {config: container.Config{Cmd: []string{"sh"}}, opts: SpecOptions{InitPath: "/usr/bin/tini"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -135,6 +145,10 @@ func TestSpecRefuses(t *testing.T) {
 		"sysctl up and out":    {host: container.HostConfig{Sysctls: map[string]string{"net/../kernel/core_pattern": "x"}}, want: "not valid"},
 		"net sysctl on host":   {host: container.HostConfig{NetworkMode: "host", Sysctls: map[string]string{"net.x": "1"}}, want: "host network"},
 		"unknown capability":   {host: container.HostConfig{CapAdd: []string{"FLY"}}, want: "invalid capability"},
+		"unknown profile":      {host: container.HostConfig{SecurityOpt: []string{"cap-profile=loose"}}, want: "unknown capability profile"},
+		"label without value":  {host: container.HostConfig{SecurityOpt: []string{"label=type:"}}, want: "invalid --security-opt"},
+		"label with a field":   {host: container.HostConfig{SecurityOpt: []string{"label=type:a:s0:c1"}}, want: "invalid --security-opt"},
+		"label of no kind":     {host: container.HostConfig{SecurityOpt: []string{"label=colour:red"}}, want: "invalid --security-opt"},
 		"unknown option":       {host: container.HostConfig{SecurityOpt: []string{"sandbox=off"}}, want: "invalid --security-opt"},
 		"no-new-privileges=no": {host: container.HostConfig{SecurityOpt: []string{"no-new-privileges=no"}}, want: "invalid --security-opt"},
 		"unknown propagation":  {mounts: []container.MountPoint{{Source: "/v", Destination: "/x", Propagation: "up"}}, want: "propagation"},
@@ -172,7 +186,14 @@ func TestCapabilitySets(t *testing.T) {
 		add, drop []string
 		n         int
 		has, not  string
+		profile   string
 	}{
+		{profile: "strict", n: 11, has: "CAP_SYS_CHROOT", not: "CAP_MKNOD"},
+		{profile: "strict", n: 11, not: "CAP_NET_RAW"},
+		{profile: "strict", n: 11, not: "CAP_AUDIT_WRITE"},
+		{profile: "strict", add: []string{"NET_RAW"}, drop: []string{"KILL"}, n: 11, has: "CAP_NET_RAW", not: "CAP_KILL"},
+		{profile: "strict", add: []string{"ALL"}, n: 41, has: "CAP_MKNOD"},
+		{profile: "docker", n: 14, has: "CAP_MKNOD"},
 		{n: 14, has: "CAP_CHOWN", not: "CAP_SYS_ADMIN"},
 		{drop: []string{"ALL"}, n: 0},
 		{drop: []string{"all"}, add: []string{"kill"}, n: 1, has: "CAP_KILL"},
@@ -180,11 +201,18 @@ func TestCapabilitySets(t *testing.T) {
 		{add: []string{"ALL"}, drop: []string{"MKNOD"}, n: 40, not: "CAP_MKNOD"},
 		{add: []string{"SYS_PTRACE"}, drop: []string{"CAP_NET_RAW"}, n: 14, has: "CAP_SYS_PTRACE", not: "CAP_NET_RAW"},
 	} {
-		got, err := capabilities(&container.HostConfig{CapAdd: c.add, CapDrop: c.drop})
+		got, err := capabilities(&container.HostConfig{CapAdd: c.add, CapDrop: c.drop, SecurityOpt: profileOption(c.profile)})
 		if err != nil || len(got) != c.n || c.has != "" && !slices.Contains(got, c.has) || slices.Contains(got, c.not) {
 			t.Errorf("+%v -%v = %d %v, %v", c.add, c.drop, len(got), got, err)
 		}
 	}
+}
+
+func profileOption(name string) []string {
+	if name == "" {
+		return nil
+	}
+	return []string{"cap-profile=" + name}
 }
 
 func TestMergeEnv(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 
 	ctr "keg/internal/container"
+	"keg/internal/delegate"
 	"keg/internal/fault"
 	"keg/internal/image"
 )
@@ -184,6 +185,11 @@ func checkHost(c *container.Config, h *container.HostConfig) error {
 	}
 	if h.NanoCPUs < 0 {
 		return fault.Invalidf("Range of CPUs is from 0.01 upwards: %d nano CPUs were asked for", h.NanoCPUs)
+	}
+	if !delegate.Own(h.Runtime) {
+		if _, err := delegate.Find(h.Runtime); err != nil {
+			return err
+		}
 	}
 	switch t := h.LogConfig.Type; t {
 	case "", "json-file", "local", "none":

@@ -91,6 +91,12 @@ func HasAppArmor() bool {
 	return err == nil && strings.HasPrefix(string(b), "Y")
 }
 
+// HasSELinux reports whether SELinux labels processes on this host.
+func HasSELinux() bool {
+	_, err := os.Stat("/sys/fs/selinux/enforce")
+	return err == nil
+}
+
 // HasNftables asks the kernel for the generation of its rules (NFT_MSG_GETGEN); it loads the
 // module when it can.
 func HasNftables() bool {

@@ -286,6 +286,9 @@ func (m *monitor) prepareStep(key string, r *run) (o container.SpecOptions, err 
 	u, home, err := sandbox.LookupUser(r.root, m.rec.Config.User, nil)
 	o.UID, o.GID, o.AdditionalGids, o.Home = u.UID, u.GID, u.AdditionalGids, home
 	o.Devices = lookDevices
+	if !m.rec.Host.Privileged {
+		o.AppArmor = defaultAppArmor()
+	}
 	if err == nil && m.rec.Host.Privileged {
 		o.HostDevices, err = lookDevices("/dev")
 	}

@@ -3,7 +3,6 @@ package monitor
 // More processes in a running container.
 
 import (
-	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -104,7 +103,7 @@ func (m *monitor) startExec(r *run, q ExecRequest, a attachment) (*execution, er
 		return nil, err
 	}
 	defer closeAll(stdio[:])
-	x.proc, err = sandbox.Exec(context.Background(), r.proc.Pid, r.spec, p, sandbox.Options{Root: -1, Stdio: stdio, NetNS: -1,
+	x.proc, err = r.more(p, sandbox.Options{Root: -1, Stdio: stdio, NetNS: -1,
 		Cgroup: cgroupPath(m.rec), Private: []*os.File{m.lock}, Cache: filepath.Join(m.roots.Root, "seccomp"), DefaultSeccomp: !seccompOff(m.rec.Host)})
 	if err != nil {
 		x.abandon()

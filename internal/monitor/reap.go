@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	dcontainer "github.com/moby/moby/api/types/container"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/container"
+	"keg/internal/delegate"
 	"keg/internal/fault"
 	"keg/internal/linux"
 	"keg/internal/network"
@@ -155,6 +157,7 @@ func sweepRemains(ctx context.Context, r Roots, id string) error {
 	}
 	for unix.Unmount(r.shm(id), unix.MNT_DETACH) == nil { // once for each start that died
 	}
+	delegate.Unmount(filepath.Join(r.dir(id), "bundle"))
 	return os.RemoveAll(r.dir(id))
 }
 

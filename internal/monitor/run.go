@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/container"
+	"keg/internal/delegate"
 	"keg/internal/fault"
 	"keg/internal/linux"
 	"keg/internal/network"
@@ -43,6 +44,7 @@ type run struct {
 	pumps   chan struct{} // closed when the output is copied
 	outputs []*os.File
 	health  *health
+	box     *delegate.Container // of an installed runtime; nil: the sandbox's own
 }
 
 // start makes everything and executes the program. The starter, when there is one, is
@@ -112,7 +114,7 @@ func (r *run) execute(ctx context.Context, m *monitor, stdio [3]*os.File) (err e
 		o.Private = []*os.File{m.lock}
 		o.Recorded = func(pid int, start uint64) error { return m.recordStart(r, pid, start) }
 	}
-	if r.proc, err = sandbox.Start(ctx, r.spec, o); err != nil {
+	if r.proc, err = r.begin(ctx, m, o); err != nil {
 		return startError(err)
 	}
 	for _, w := range r.proc.Warnings {
@@ -122,6 +124,43 @@ func (r *run) execute(ctx context.Context, m *monitor, stdio [3]*os.File) (err e
 		r.console, err = pollable(r.proc.Console)
 	}
 	return err
+}
+
+// begin has the program started: by the sandbox, or by the runtime that the record names.
+func (r *run) begin(ctx context.Context, m *monitor, o sandbox.Options) (_ *sandbox.Process, err error) {
+	if delegate.Own(m.rec.Host.Runtime) {
+		return sandbox.Start(ctx, r.spec, o)
+	}
+	bundle := filepath.Join(m.roots.dir(m.id), "bundle")
+	if err := os.MkdirAll(bundle, 0o700); err != nil {
+		return nil, err
+	}
+	if r.box, err = delegate.New(m.rec.Host.Runtime, m.id, bundle); err != nil {
+		return nil, err
+	}
+	r.volumes = append(r.volumes, func() {
+		if err := r.box.Remove(context.Background()); err != nil {
+			complain(err)
+		}
+		os.RemoveAll(bundle)
+	})
+	return r.box.Start(ctx, r.spec, o)
+}
+
+// more starts one more process.
+func (r *run) more(p *specs.Process, o sandbox.Options) (*sandbox.Process, error) {
+	if r.box != nil {
+		return r.box.Exec(context.Background(), p, o)
+	}
+	return sandbox.Exec(context.Background(), r.proc.Pid, r.spec, p, o)
+}
+
+// signal goes to the first process.
+func (r *run) signal(sig int) error {
+	if r.box != nil {
+		return r.box.Kill(context.Background(), sig)
+	}
+	return r.proc.Signal(sig)
 }
 
 func seccompOff(h *dcontainer.HostConfig) bool {
@@ -216,6 +255,9 @@ func (m *monitor) prepare(ctx context.Context, r *run) (o container.SpecOptions,
 	sec, err := container.ParseSecurity(h)
 	if err != nil {
 		return o, err
+	}
+	if sec.AppArmor == "" {
+		o.AppArmor = defaultAppArmor()
 	}
 	if sec.Seccomp != "" && sec.Seccomp != "unconfined" {
 		if o.Seccomp, err = sandbox.LoadSeccomp([]byte(sec.Seccomp), nil); err != nil {

@@ -352,7 +352,7 @@ func (m *monitor) kill(sig int) error {
 	if deadly {
 		m.markStopped()
 	}
-	if err := r.proc.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := r.signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
 	if deadly && sig == int(unix.SIGKILL) {

@@ -60,6 +60,9 @@ func inherit(p, of *specs.Process) *specs.Process {
 	if out.ApparmorProfile == "" {
 		out.ApparmorProfile = of.ApparmorProfile
 	}
+	if out.SelinuxLabel == "" {
+		out.SelinuxLabel = of.SelinuxLabel
+	}
 	if out.Rlimits == nil {
 		out.Rlimits = of.Rlimits
 	}
@@ -183,8 +186,8 @@ func planExec(l *layout) *program {
 	for i := 0; i < l.tasks; i++ {
 		p.add("join", "cgroup", unix.SYS_WRITE, fd(fmt.Sprint("tasks", i)), text("0"), num(1))
 	}
-	if l.apparmor != "" {
-		p.applyProfile(p.newMount("a private procfs", "proc", mountOptions{}), l.apparmor)
+	if l.apparmor != "" || l.selinux != "" {
+		p.lsm(p.newMount("a private procfs", "proc", mountOptions{}), &l.process)
 	}
 	flags := 0
 	for f := range l.ns.own {

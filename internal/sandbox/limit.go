@@ -72,3 +72,37 @@ func parseLimits(rs []specs.POSIXRlimit, get getLimits, mayRaise bool) (out []li
 	}
 	return out, warnings, nil
 }
+
+// Attainable is p without the capabilities and the raised limits that this process cannot give, and what
+// was left out: for runtimes that fail where the sandbox warns.
+func Attainable(p *specs.Process) (*specs.Process, []string) {
+	out := *p
+	own := ownCaps()
+	var warnings []string
+	if c := p.Capabilities; c != nil {
+		keep := func(names []string) (kept []string) {
+			for _, n := range names {
+				if bit, ok := capNumbers()[strings.ToUpper(n)]; ok && own.has(bit) {
+					kept = append(kept, n)
+				}
+			}
+			return kept
+		}
+		out.Capabilities = &specs.LinuxCapabilities{Bounding: keep(c.Bounding), Effective: keep(c.Effective), Permitted: keep(c.Permitted),
+			Inheritable: keep(c.Inheritable), Ambient: keep(c.Ambient)}
+		if lost := len(c.Bounding) - len(out.Capabilities.Bounding); lost > 0 {
+			warnings = append(warnings, fmt.Sprintf("%d capabilities that the engine itself lacks are left out", lost))
+		}
+	}
+	out.Rlimits = nil
+	for _, r := range p.Rlimits {
+		if n, ok := limitNumber(r.Type); ok && !own.has(unix.CAP_SYS_RESOURCE) {
+			if _, hard := getLimit(n); r.Hard > hard {
+				warnings = append(warnings, fmt.Sprintf("%s: cannot raise the hard limit to %d without CAP_SYS_RESOURCE; it stays %d", r.Type, r.Hard, hard))
+				r.Hard, r.Soft = hard, min(r.Soft, hard)
+			}
+		}
+		out.Rlimits = append(out.Rlimits, r)
+	}
+	return &out, warnings
+}

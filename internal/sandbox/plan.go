@@ -132,7 +132,7 @@ func (p *program) filesystems(l *layout) map[int]arg {
 			proc, hasProc = made[i], true
 		}
 	}
-	if len(l.sysctls) == 0 && l.apparmor == "" {
+	if len(l.sysctls) == 0 && l.apparmor == "" && l.selinux == "" {
 		return made
 	}
 	if !hasProc {
@@ -145,21 +145,26 @@ func (p *program) filesystems(l *layout) map[int]arg {
 		p.add("set sysctl", s.file+" to "+s.value, unix.SYS_WRITE, f, text(s.value), num(len(s.value)))
 		p.add("close sysctl", s.file, unix.SYS_CLOSE, f)
 	}
-	if l.apparmor != "" {
-		p.applyProfile(proc, l.apparmor)
-	}
+	p.lsm(proc, &l.process)
 	return made
 }
 
-// applyProfile asks for an AppArmor profile from the next execve on. self is a link of procfs
+// lsm asks for an AppArmor profile and an SELinux label from the next execve on. self is a link of procfs
 // itself, so links are allowed here; magic ones are not.
-func (p *program) applyProfile(proc arg, profile string) {
+func (p *program) lsm(proc arg, c *process) {
 	how := openHow(unix.O_WRONLY|unix.O_CLOEXEC, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV|unix.RESOLVE_NO_MAGICLINKS)
-	p.add("open", "AppArmor's exec attribute", unix.SYS_OPENAT2, proc, text("self/attr/apparmor/exec"), mem(how), num(len(how)))
-	f := p.result()
-	v := "exec " + profile
-	p.add("apply AppArmor profile", profile, unix.SYS_WRITE, f, text(v), num(len(v)))
-	p.add("close", "AppArmor's exec attribute", unix.SYS_CLOSE, f)
+	for _, m := range []struct{ who, file, act, name, text string }{
+		{"AppArmor's exec attribute", "self/attr/apparmor/exec", "apply AppArmor profile", c.apparmor, "exec " + c.apparmor},
+		{"SELinux's exec attribute", "self/attr/exec", "apply SELinux label", c.selinux, c.selinux},
+	} {
+		if m.name == "" {
+			continue
+		}
+		p.add("open", m.who, unix.SYS_OPENAT2, proc, text(m.file), mem(how), num(len(how)))
+		f := p.result()
+		p.add(m.act, m.name, unix.SYS_WRITE, f, text(m.text), num(len(m.text)))
+		p.add("close", m.who, unix.SYS_CLOSE, f)
+	}
 }
 
 // newMount is fsopen, fsconfig, fsmount.

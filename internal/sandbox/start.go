@@ -92,9 +92,17 @@ func unsupported(spec *specs.Spec, hooked bool) error {
 
 // confine compiles the filter and looks whether AppArmor is there.
 func (c *process) confine(spec *specs.Spec, o *Options) (err error) {
-	if c.apparmor != "" && !appArmor() {
-		c.warnings = append(c.warnings, "AppArmor is not enabled on this host: profile "+c.apparmor+" is not applied")
+	if c.apparmor != "" && !linux.HasAppArmor() {
+		if c.apparmor != "unconfined" {
+			c.warnings = append(c.warnings, "AppArmor is not enabled on this host: profile "+c.apparmor+" is not applied")
+		}
 		c.apparmor = ""
+	}
+	switch l := spec.Process.SelinuxLabel; {
+	case l != "" && !linux.HasSELinux():
+		c.warnings = append(c.warnings, "SELinux is not enabled on this host: the label "+l+" is not applied")
+	default:
+		c.selinux = l
 	}
 	if l := spec.Linux.Personality; l != nil {
 		if len(l.Flags) > 0 || l.Domain != specs.PerLinux && l.Domain != specs.PerLinux32 {
@@ -114,11 +122,6 @@ func (c *process) confine(spec *specs.Spec, o *Options) (err error) {
 	}
 	c.filter, c.filterFlags = f.Code, f.Flags
 	return err
-}
-
-func appArmor() bool {
-	b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
-	return err == nil && len(b) > 0 && b[0] == 'Y'
 }
 
 // run plans, clones and waits until the program runs, is held, or failed.

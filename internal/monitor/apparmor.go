@@ -1,0 +1,35 @@
+package monitor
+
+// The AppArmor profile of containers that name none.
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/moby/profiles/apparmor"
+
+	"keg/internal/linux"
+)
+
+// appArmorProfile is Docker's default under our name.
+const appArmorProfile = "keg-default"
+
+// defaultAppArmor returns the profile, loaded, or "" where there is no AppArmor. A host that has it but not
+// what loads a profile is told about, and containers run with the rest of their confinement.
+func defaultAppArmor() string {
+	if !linux.HasAppArmor() {
+		return ""
+	}
+	if on, err := apparmor.IsLoaded(appArmorProfile); err == nil && on {
+		return appArmorProfile
+	}
+	if os.Getenv("PATH") == "" {
+		// A monitor's environment is empty; the parser is looked up.
+		os.Setenv("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin")
+	}
+	if err := apparmor.InstallDefault(appArmorProfile); err != nil {
+		complain(fmt.Errorf("warning: AppArmor is on, but the profile %s cannot be loaded, so containers run without it (install apparmor_parser, mount securityfs on /sys/kernel/security): %w", appArmorProfile, err))
+		return ""
+	}
+	return appArmorProfile
+}
