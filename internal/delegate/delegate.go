@@ -148,7 +148,16 @@ func (c *Container) Exec(ctx context.Context, p *specs.Process, o sandbox.Option
 
 // Kill sends a signal the runtime's way: the first process may be a guest of its own kernel.
 func (c *Container) Kill(ctx context.Context, sig int) error {
-	return c.run(ctx, nil, "kill", c.ID, strconv.Itoa(sig))
+	err := c.run(ctx, nil, "kill", c.ID, strconv.Itoa(sig))
+	if err == nil {
+		return nil
+	}
+	for _, gone := range []string{"not running", "already finished", "no such process", "No such process"} {
+		if strings.Contains(err.Error(), gone) {
+			return os.ErrProcessDone
+		}
+	}
+	return err
 }
 
 // Remove ends what is left of the container and gives its root back.
