@@ -34,7 +34,7 @@ type process struct {
 	inUserNS    bool
 	makeCwd     bool
 	apparmor    string
-	selinux     string // label of the program
+	selinux     string   // label of the program
 	outlive     bool     // go on when whoever cloned it ends
 	listens     bool     // the go-ahead comes through the socket "go"
 	scheduler   []byte   // struct sched_attr
