@@ -3,6 +3,7 @@ package api
 // Bodies, queries, answers and errors.
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
@@ -106,8 +107,12 @@ func (r *request) body(w *reply, v any, optional bool) error {
 			return fault.Invalidf("unsupported Content-Type header (%s): must be 'application/json'", t)
 		}
 	}
-	if err := json.Unmarshal(b, v); err != nil {
+	d := json.NewDecoder(bytes.NewReader(b))
+	if err := d.Decode(v); err != nil {
 		return fault.Invalidf("invalid JSON: %w", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return fault.Invalidf("unexpected content after JSON")
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"net/http"
 	"strconv"
 	"time"
@@ -324,15 +325,26 @@ func (f *flushing) Write(b []byte) (int, error) {
 
 // size reads h and w of a resize.
 func (r *request) size() (rows, cols uint16, err error) {
-	h, err := strconv.ParseUint(r.query.Get("h"), 10, 16)
-	if err != nil {
-		return 0, 0, fault.Invalidf("invalid resize height %q: %w", r.query.Get("h"), err)
+	if rows, err = cells("height", r.query.Get("h")); err != nil {
+		return 0, 0, err
 	}
-	wide, err := strconv.ParseUint(r.query.Get("w"), 10, 16)
-	if err != nil {
-		return 0, 0, fault.Invalidf("invalid resize width %q: %w", r.query.Get("w"), err)
+	cols, err = cells("width", r.query.Get("w"))
+	return rows, cols, err
+}
+
+// cells reads a number of rows or columns.
+func cells(what, text string) (uint16, error) {
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err == nil && (n < 0 || n > math.MaxUint16) {
+		err = strconv.ErrRange
 	}
-	return uint16(h), uint16(wide), nil
+	if err != nil {
+		if cause := errors.Unwrap(err); cause != nil { // "invalid syntax", without the name of a Go function
+			err = cause
+		}
+		return 0, fault.Invalidf("invalid resize %s %q: %w", what, text, err)
+	}
+	return uint16(n), nil
 }
 
 func (s *Server) containerResize(w *reply, r *request) error {

@@ -3,10 +3,15 @@ package api
 // Containers but for their streams.
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
+	"maps"
 	"net/http"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -49,6 +54,13 @@ func (s *Server) containerCreate(w *reply, r *request) error {
 	}
 	if q.Config.Image == "" {
 		return fault.Invalidf("no image specified: Config.Image is empty")
+	}
+	if q.HostConfig.IpcMode == "" && r.version < known("1.40") {
+		q.HostConfig.IpcMode = container.IPCModeShareable
+	}
+	if r.version < known("1.44") && q.NetworkingConfig != nil && len(q.NetworkingConfig.EndpointsConfig) > 1 {
+		return fault.Invalidf("Container cannot be created with multiple network endpoints: %s",
+			strings.Join(slices.Sorted(maps.Keys(q.NetworkingConfig.EndpointsConfig)), ", "))
 	}
 	o := engine.CreateOptions{Name: r.query.Get("name"), Config: q.Config, Host: q.HostConfig, Pull: "never"}
 	if q.NetworkingConfig != nil {
@@ -188,7 +200,8 @@ func (s *Server) containerRestart(w *reply, r *request) error {
 	if err != nil {
 		return err
 	}
-	return w.done(s.engine.Restart(r.Context(), r.name(), o))
+	// Half a restart is a stop: it goes on when its client has left.
+	return w.done(s.engine.Restart(context.WithoutCancel(r.Context()), r.name(), o))
 }
 
 func (s *Server) containerKill(w *reply, r *request) error {
@@ -218,6 +231,9 @@ func (s *Server) containerUpdate(w *reply, r *request) error {
 	var q container.UpdateConfig
 	if err := r.body(w, &q, false); err != nil {
 		return err
+	}
+	if r.version < known("1.40") {
+		q.PidsLimit = nil // not read before
 	}
 	return w.ok(container.UpdateResponse{Warnings: []string{}}, s.engine.Update(r.Context(), r.name(), q))
 }
@@ -332,6 +348,13 @@ func (s *Server) archivePut(w *reply, r *request) error {
 		return err
 	}
 	err = s.engine.CopyTo(r.Context(), r.name(), p, r.Body, engine.CopyOptions{Archive: r.flag("copyUIDGID")})
+	var path *engine.HostError
+	if errors.As(err, &path) {
+		if _, missing := s.engine.StatPath(r.Context(), r.name(), p); missing != nil {
+			return missing
+		}
+		return fault.Invalidf("extraction point %s is not a directory", p)
+	}
 	if err != nil {
 		return err
 	}

@@ -158,7 +158,7 @@ func detachKeys(s string) ([]byte, error) {
 		case isCtrl && len(ctrl) == 1 && (ctrl[0] >= 'a' && ctrl[0] <= 'z' || strings.Contains(`@[\]^_`, ctrl)):
 			keys = append(keys, ctrl[0]&0x1f)
 		default:
-			return nil, fault.Invalidf("Invalid escape keys (%s) provided", s)
+			return nil, fault.Invalidf("Invalid detach keys (%s) provided", s)
 		}
 	}
 	return keys, nil

@@ -252,6 +252,12 @@ var (
 	readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 )
 
+// DefaultPaths are the paths that a container cannot read or cannot write when its host config says nothing
+// of them; what a host has besides is covered too (SpecOptions.Masked).
+func DefaultPaths() (masked, readonly []string) {
+	return slices.Clone(maskedPaths), slices.Clone(readonlyPaths)
+}
+
 func hide(h *container.HostConfig, o SpecOptions, l *specs.Linux) {
 	if h.Privileged {
 		return

@@ -11,7 +11,6 @@ import (
 	"github.com/moby/moby/api/types/network"
 
 	ctr "keg/internal/container"
-	"keg/internal/delegate"
 	"keg/internal/fault"
 	"keg/internal/image"
 )
@@ -126,6 +125,7 @@ func (e *Engine) record(o CreateOptions, img found) (*ctr.Record, []string, erro
 	if err := checkHost(&c, &h); err != nil {
 		return nil, nil, err
 	}
+	normalise(&c, &h)
 	if err := checkNetMode(o.Config, &h); err != nil {
 		return nil, nil, err
 	}
@@ -161,44 +161,6 @@ func hostPlatformText(p image.Platform) string {
 	return image.FormatPlatform(p)
 }
 
-// checkHost refuses what cannot be right before anything is made.
-func checkHost(c *container.Config, h *container.HostConfig) error {
-	if err := container.ValidateRestartPolicy(h.RestartPolicy); err != nil {
-		return fault.As(fault.Invalid, err)
-	}
-	if h.AutoRemove && !h.RestartPolicy.IsNone() {
-		return fault.Invalidf("can't create 'AutoRemove' container with restart policy")
-	}
-	if c.WorkingDir != "" && c.WorkingDir[0] != '/' {
-		return fault.Invalidf("the working directory '%s' is invalid, it needs to be an absolute path", c.WorkingDir)
-	}
-	if m := h.Memory; m != 0 && m < 6<<20 {
-		return fault.Invalidf("Minimum memory limit allowed is 6MB")
-	}
-	if s := h.MemorySwap; s > 0 && h.Memory == 0 {
-		return fault.Invalidf("You should always set the Memory limit when using Memoryswap limit, see usage")
-	} else if s > 0 && s < h.Memory {
-		return fault.Invalidf("Minimum memoryswap limit should be larger than memory limit, see usage")
-	}
-	if h.NanoCPUs > 0 && (h.CPUQuota > 0 || h.CPUPeriod > 0) {
-		return fault.Invalidf("Conflicting options: Nano CPUs and CPU quota or period cannot both be set")
-	}
-	if h.NanoCPUs < 0 {
-		return fault.Invalidf("Range of CPUs is from 0.01 upwards: %d nano CPUs were asked for", h.NanoCPUs)
-	}
-	if !delegate.Own(h.Runtime) {
-		if _, err := delegate.Find(h.Runtime); err != nil {
-			return err
-		}
-	}
-	switch t := h.LogConfig.Type; t {
-	case "", "json-file", "local", "none":
-	default:
-		return fault.Unsupportedf("logger: no log driver named '%s' is registered; keg has json-file, local and none", t)
-	}
-	return nil
-}
-
 // endpoints names the networks of a container: those asked for, else the one of its
 // network mode.
 func endpoints(h *container.HostConfig, asked map[string]*network.EndpointSettings) map[string]*network.EndpointSettings {
@@ -228,6 +190,9 @@ func (e *Engine) networksExist(r *ctr.Record) error {
 	}
 	for name, s := range r.Networks {
 		n, err := e.networks.Get(name)
+		if fault.Is(err, fault.NotFound) {
+			continue // as in Docker it may be made before the container starts; the start says what is missing
+		}
 		if err != nil {
 			return err
 		}

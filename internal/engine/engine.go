@@ -93,6 +93,7 @@ type live interface {
 	Info(ctx context.Context) (monitor.Info, error)
 	Kill(ctx context.Context, sig int) error
 	Stop(ctx context.Context, sig, timeout int) error
+	Renew(ctx context.Context, sig, timeout int) error
 	Pause(ctx context.Context) error
 	Unpause(ctx context.Context) error
 	Root(ctx context.Context) (*os.File, error)

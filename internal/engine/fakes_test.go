@@ -515,6 +515,8 @@ func (l *fakeLive) Kill(_ context.Context, sig int) error {
 	return nil
 }
 
+func (l *fakeLive) Renew(context.Context, int, int) error { return nil }
+
 func (l *fakeLive) Stop(_ context.Context, sig, timeout int) error {
 	l.called("stop")
 	l.end(128 + sig)

@@ -23,7 +23,7 @@ func (e *Engine) Inspect(ctx context.Context, ref string, size bool) (container.
 	res := container.InspectResponse{
 		ID: r.ID, Created: r.Created.Format(time.RFC3339Nano), Path: r.Path, Args: r.Args,
 		State: inspectState(st), Image: string(r.ImageID), Name: "/" + r.Name, RestartCount: st.RestartCount,
-		Driver: "overlay", Platform: orElse(r.Platform, "linux"), HostConfig: r.Host, Mounts: r.Mounts, Config: r.Config,
+		Driver: "overlay", Platform: orElse(r.Platform, "linux"), HostConfig: inspectHost(r.Host), Mounts: r.Mounts, Config: r.Config,
 		ResolvConfPath: filepath.Join(dir, "resolv.conf"), HostnamePath: filepath.Join(dir, "hostname"), HostsPath: filepath.Join(dir, "hosts"),
 		NetworkSettings: &container.NetworkSettings{SandboxKey: st.SandboxKey, Ports: st.Ports, Networks: endpointsNow(c)},
 		GraphDriver:     &storage.DriverData{Name: "overlay", Data: map[string]string{"UpperDir": e.snapshots.Upper(r.ID)}},
@@ -47,6 +47,22 @@ func (e *Engine) Inspect(ctx context.Context, ref string, size bool) (container.
 		res.SizeRw, res.SizeRootFs = &rw, &root
 	}
 	return res, nil
+}
+
+// inspectHost shows the paths that are covered when nobody said otherwise.
+func inspectHost(h *container.HostConfig) *container.HostConfig {
+	if h.Privileged || h.MaskedPaths != nil && h.ReadonlyPaths != nil {
+		return h
+	}
+	shown := *h
+	masked, readonly := ctr.DefaultPaths()
+	if h.MaskedPaths == nil {
+		shown.MaskedPaths = masked
+	}
+	if h.ReadonlyPaths == nil {
+		shown.ReadonlyPaths = readonly
+	}
+	return &shown
 }
 
 func inspectState(st *ctr.State) *container.State {

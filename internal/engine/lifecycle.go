@@ -124,6 +124,9 @@ func (e *Engine) Restart(ctx context.Context, ref string, o StopOptions) error {
 	if err != nil {
 		return err
 	}
+	if isLive(st.Status) && r.Host.AutoRemove {
+		return e.renew(ctx, r, o)
+	}
 	if isLive(st.Status) {
 		if err := e.stop(ctx, r, o); err != nil {
 			return err
@@ -131,6 +134,24 @@ func (e *Engine) Restart(ctx context.Context, ref string, o StopOptions) error {
 	}
 	if _, err := e.start(ctx, r, nil); err != nil {
 		return withStatus(err)
+	}
+	e.containerEvent("restart", r, nil)
+	return nil
+}
+
+// renew restarts a container that would be removed by a stop.
+func (e *Engine) renew(ctx context.Context, r *ctr.Record, o StopOptions) error {
+	sig, timeout, err := stopping(r, o)
+	if err != nil {
+		return err
+	}
+	c, err := e.monitors.Dial(ctx, r.ID)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.Renew(ctx, sig, timeout); err != nil {
+		return err
 	}
 	e.containerEvent("restart", r, nil)
 	return nil

@@ -81,7 +81,11 @@ func TestAFailedCreateLeavesNothing(t *testing.T) {
 	before := fmt.Sprint(leftovers(t, e))
 	for name, o := range map[string]CreateOptions{
 		"name in use":    {Name: "web", Config: &container.Config{Image: "web:1"}, Host: &container.HostConfig{NetworkMode: "none"}},
-		"no network":     {Config: &container.Config{Image: "web:1"}, Host: &container.HostConfig{NetworkMode: "nowhere"}},
+		"no container":   {Config: &container.Config{Image: "web:1"}, Host: &container.HostConfig{NetworkMode: "none", PidMode: "container:nobody"}},
+		"bad env":        {Config: &container.Config{Image: "web:1", Env: []string{"=x"}}, Host: &container.HostConfig{NetworkMode: "none"}},
+		"bad tmpfs":      {Config: &container.Config{Image: "web:1"}, Host: &container.HostConfig{NetworkMode: "none", Tmpfs: map[string]string{"x": ""}}},
+		"bad ipc":        {Config: &container.Config{Image: "web:1"}, Host: &container.HostConfig{NetworkMode: "none", IpcMode: "x"}},
+		"bad health":     {Config: &container.Config{Image: "web:1", Healthcheck: &container.HealthConfig{Interval: 1}}, Host: &container.HostConfig{NetworkMode: "none"}},
 		"bad mount":      {Config: &container.Config{Image: "web:1"}, Host: &container.HostConfig{NetworkMode: "none", Binds: []string{"vol:/x", "/a:/b:rx"}}},
 		"bad restart":    {Config: &container.Config{Image: "web:1"}, Host: &container.HostConfig{AutoRemove: true, RestartPolicy: container.RestartPolicy{Name: "always"}}},
 		"mount on /proc": {Config: &container.Config{Image: "web:1"}, Host: &container.HostConfig{NetworkMode: "none", Binds: []string{"vol:/proc"}}},

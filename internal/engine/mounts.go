@@ -335,7 +335,7 @@ func (e *Engine) volumesFrom(spec string) ([]wanted, error) {
 	}
 	r, err := e.containers.Find(name)
 	if err != nil {
-		return nil, err
+		return nil, fault.As(fault.Invalid, err)
 	}
 	var ws []wanted
 	for _, mp := range r.Mounts {

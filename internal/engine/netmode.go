@@ -54,14 +54,14 @@ func (e *Engine) joinNetMode(r *ctr.Record) error {
 	if h.PidMode.IsContainer() {
 		other, err := e.containers.Find(h.PidMode.Container())
 		if err != nil {
-			return err
+			return fault.As(fault.Invalid, err)
 		}
 		h.PidMode = container.PidMode("container:" + other.ID)
 	}
 	if h.IpcMode.IsContainer() {
 		other, err := e.containers.Find(h.IpcMode.Container())
 		if err != nil {
-			return err
+			return fault.As(fault.Invalid, err)
 		}
 		h.IpcMode = container.IpcMode("container:" + other.ID)
 	}
@@ -75,7 +75,7 @@ func (e *Engine) checkLinks(h *container.HostConfig) error {
 	}
 	for _, l := range h.Links {
 		if _, err := e.containers.Find(linkTarget(l)); err != nil {
-			return fault.Errorf(fault.KindOf(err), "could not get container for %s: %w", linkTarget(l), err)
+			return fault.Invalidf("could not get container for %s: %w", linkTarget(l), err)
 		}
 	}
 	return nil

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 
+	"github.com/moby/moby/api/types/blkiodev"
 	"github.com/moby/moby/api/types/container"
 
 	ctr "keg/internal/container"
@@ -31,7 +32,11 @@ func (e *Engine) Update(ctx context.Context, ref string, u container.UpdateConfi
 		if err := updatePolicy(r.Host, u.RestartPolicy); err != nil {
 			return err
 		}
-		return checkHost(r.Config, r.Host)
+		if err := checkHost(r.Config, r.Host); err != nil {
+			return err
+		}
+		normalise(r.Config, r.Host)
+		return nil
 	})
 	if err != nil {
 		return cannot(err)
@@ -88,6 +93,17 @@ func updateLimits(c, u *container.Resources) error {
 		{&c.Memory, &u.Memory}, {&c.MemorySwap, &u.MemorySwap}, {&c.MemoryReservation, &u.MemoryReservation},
 	} {
 		*f.to = orElse(*f.from, *f.to)
+	}
+	for _, f := range []struct{ to, from *[]*blkiodev.ThrottleDevice }{
+		{&c.BlkioDeviceReadBps, &u.BlkioDeviceReadBps}, {&c.BlkioDeviceWriteBps, &u.BlkioDeviceWriteBps},
+		{&c.BlkioDeviceReadIOps, &u.BlkioDeviceReadIOps}, {&c.BlkioDeviceWriteIOps, &u.BlkioDeviceWriteIOps},
+	} {
+		if len(*f.from) > 0 {
+			*f.to = *f.from
+		}
+	}
+	if len(u.BlkioWeightDevice) > 0 {
+		c.BlkioWeightDevice = u.BlkioWeightDevice
 	}
 	c.BlkioWeight = orElse(u.BlkioWeight, c.BlkioWeight)
 	c.CpusetCpus, c.CpusetMems = orElse(u.CpusetCpus, c.CpusetCpus), orElse(u.CpusetMems, c.CpusetMems)

@@ -162,6 +162,11 @@ func (c *Conn) Stop(ctx context.Context, sig, timeout int) error {
 	return c.call(ctx, request{Op: "stop", Signal: sig, Timeout: timeout}, nil)
 }
 
+// Renew is Stop and a start by the same monitor, for a container that goes when it has stopped.
+func (c *Conn) Renew(ctx context.Context, sig, timeout int) error {
+	return c.call(ctx, request{Op: "renew", Signal: sig, Timeout: timeout}, nil)
+}
+
 // Pause and Unpause freeze and thaw the cgroup.
 func (c *Conn) Pause(ctx context.Context) error   { return c.call(ctx, request{Op: "pause"}, nil) }
 func (c *Conn) Unpause(ctx context.Context) error { return c.call(ctx, request{Op: "unpause"}, nil) }

@@ -109,7 +109,9 @@ func (m *monitor) recordExit(r *run, end time.Time, again bool) {
 	m.st.Status = dcontainer.StateExited
 	if again {
 		m.st.Status = dcontainer.StateRestarting
-		m.st.RestartCount++
+		if !m.renewed() {
+			m.st.RestartCount++
+		}
 	}
 	m.st.Pid, m.st.StartTime, m.st.SandboxKey = 0, 0, ""
 	m.st.ExitCode, m.st.OOMKilled, m.st.Finished = r.exit.Code, r.exit.OOM, end.UTC()
@@ -267,12 +269,6 @@ func (b *backoff) next(p dcontainer.RestartPolicy, code int, ran time.Duration, 
 		b.delay = firstDelay
 	}
 	return true
-}
-
-func (m *monitor) goesOn(code int, ran time.Duration, b *backoff) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return b.next(m.rec.Host.RestartPolicy, code, ran, m.stopped)
 }
 
 // rest reads what is in a pipe without waiting for more.

@@ -150,6 +150,7 @@ func (h *health) execProbe(ctx context.Context) (res dcontainer.HealthcheckResul
 		return res
 	}
 	out := &keep{max: healthOutput}
+	late := ""
 	go h.m.reapExec(x, x.pumpTo(func(_ byte, b []byte) { out.add(b) }))
 	select {
 	case <-x.done:
@@ -159,9 +160,13 @@ func (h *health) execProbe(ctx context.Context) (res dcontainer.HealthcheckResul
 		<-x.done
 		res.ExitCode = -1
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			out.add([]byte("Health check exceeded timeout (" + orDefault(h.cfg.Timeout, healthTimeout).String() + ")"))
+			late = "Health check exceeded timeout (" + orDefault(h.cfg.Timeout, healthTimeout).String() + ")"
 		}
 	}
 	res.Output = out.String()
+	if late != "" && res.Output != "" {
+		late += ": "
+	}
+	res.Output = late + res.Output
 	return res
 }

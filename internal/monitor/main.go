@@ -124,6 +124,7 @@ type monitor struct {
 	execs    map[string]*execution
 	stopped  bool          // by a person: no restart
 	stop     chan struct{} // closed with stopped
+	reviving bool          // a person restarts it: the end of this run is not the end
 	over     chan struct{} // closed when the monitor has recorded the last exit
 	inFlight sync.WaitGroup
 }

@@ -191,6 +191,8 @@ func (m *monitor) dispatch(l *link, q *request) bool {
 		err = m.kill(q.Signal)
 	case "stop":
 		err = m.halt(q.Signal, q.Timeout)
+	case "renew":
+		err = m.renew(q.Signal, q.Timeout)
 	case "pause":
 		err = m.pause(true)
 	case "unpause":
@@ -369,47 +371,6 @@ func (m *monitor) markStopped() {
 	if !m.stopped {
 		m.stopped = true
 		close(m.stop)
-	}
-}
-
-// halt is docker stop.
-func (m *monitor) halt(sig, timeout int) error {
-	m.markStopped()
-	r, _ := m.current()
-	if r == nil {
-		<-m.over // between two starts: the wait ends at once
-		return nil
-	}
-	if sig == 0 {
-		sig = stopSignal(m.rec.Config)
-	}
-	if err := m.kill(sig); err != nil && fault.KindOf(err) != fault.Conflict {
-		return err
-	}
-	m.thaw(r)
-	var late <-chan time.Time
-	if timeout >= 0 {
-		late = time.After(time.Duration(timeout) * time.Second)
-	}
-	select {
-	case <-r.done:
-		return nil
-	case <-late:
-	}
-	if err := m.kill(int(unix.SIGKILL)); err != nil && fault.KindOf(err) != fault.Conflict {
-		return err
-	}
-	select {
-	case <-r.done:
-		return nil
-	case <-time.After(10 * time.Second):
-		return fault.Unavailablef("cannot stop container %s: its process did not end within 10 s of SIGKILL (it may hang in the kernel)", m.id)
-	}
-}
-
-func (m *monitor) thaw(r *run) {
-	if _, status := m.current(); status == dcontainer.StatePaused {
-		m.pause(false)
 	}
 }
 
