@@ -45,7 +45,7 @@ type containers interface {
 	Begin(ctx context.Context, ref string, attach *monitor.Stdio) (engine.Session, error)
 	Attach(ctx context.Context, ref string, s monitor.Stdio) (monitor.Exit, error)
 	BeginExec(ctx context.Context, ref string, r monitor.ExecRequest, s monitor.Stdio) (engine.Session, error)
-	CanExec(ctx context.Context, ref string) (id string, err error)
+	CanExec(ctx context.Context, ref, user string) (id string, err error)
 	Execs(ctx context.Context, ref string) ([]monitor.ExecInfo, error)
 	Resize(ctx context.Context, ref, exec string, rows, cols uint16) error
 	Stop(ctx context.Context, ref string, o engine.StopOptions) error

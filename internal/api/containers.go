@@ -43,6 +43,9 @@ type createBody struct {
 
 func (s *Server) containerCreate(w *reply, r *request) error {
 	var q createBody
+	if r.ContentLength == 0 {
+		return fault.Invalidf("invalid JSON: EOF") // Docker's words for this route
+	}
 	if err := r.body(w, &q, false); err != nil {
 		return err
 	}

@@ -95,9 +95,9 @@ func (s *Server) execCreate(w *reply, r *request) error {
 	}
 	keys, err := detachKeys(q.DetachKeys)
 	if err != nil {
-		return err
+		return fault.Invalidf("Invalid escape keys (%s) provided", q.DetachKeys)
 	}
-	id, err := s.engine.CanExec(r.Context(), r.name())
+	id, err := s.engine.CanExec(r.Context(), r.name(), q.User)
 	if err != nil {
 		return err
 	}
@@ -116,7 +116,7 @@ func (s *Server) execStart(w *reply, r *request) error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.engine.CanExec(r.Context(), x.container); err != nil {
+	if _, err := s.engine.CanExec(r.Context(), x.container, ""); err != nil {
 		return err
 	}
 	if err := x.claim(id); err != nil {
@@ -136,14 +136,18 @@ func (s *Server) execStart(w *reply, r *request) error {
 		return nil
 	}
 	tty := x.request.Tty
-	conn, err := hijack(w, r, streamType(tty, r.version))
+	// As in Docker it is the start that says whether the stream is framed.
+	conn, err := hijack(w, r, streamType(q.Tty, r.version))
 	if err != nil {
 		x.end(exitCode(err))
 		return err
 	}
 	defer conn.Close()
 	_ = conn.accept() // who left meanwhile left a program that runs all the same
-	stdio := streams(conn, tty, x.request.AttachStdin, x.request.AttachStdout, x.request.AttachStderr)
+	stdio := streams(conn, q.Tty, x.request.AttachStdin, x.request.AttachStdout, x.request.AttachStderr)
+	if q.Tty && !tty && x.request.AttachStderr {
+		stdio.Err = conn
+	}
 	if tty {
 		stdio.DetachKeys = x.keys
 	}

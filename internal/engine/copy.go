@@ -134,7 +134,11 @@ func (e *Engine) CopyFrom(ctx context.Context, ref, p string, follow bool, w io.
 		return container.PathStat{}, err
 	}
 	defer from.close()
-	_, err = layer.PackAt(ctx, from.At, from.name, layer.DiffOptions{Tar: w, NoDigest: true})
+	name := from.name
+	if p == "/" {
+		name = p // Docker's name for it; "/." is "./"
+	}
+	_, err = layer.PackAt(ctx, from.At, name, layer.DiffOptions{Tar: w, NoDigest: true})
 	return pathStat(from.At, orElse(from.name, "/")), err
 }
 

@@ -12,6 +12,7 @@ import (
 	"keg/internal/image"
 	"keg/internal/monitor"
 	"keg/internal/registry"
+	"keg/internal/sandbox"
 )
 
 // Session is a program that was started: a container's or one of exec.
@@ -58,8 +59,8 @@ func (e *Engine) BeginExec(ctx context.Context, ref string, r monitor.ExecReques
 	return c, nil
 }
 
-// CanExec tells the full id of a container that a program can be started in.
-func (e *Engine) CanExec(ctx context.Context, ref string) (string, error) {
+// CanExec tells the full id of a container that a program can be started in, as user when one is named.
+func (e *Engine) CanExec(ctx context.Context, ref, user string) (string, error) {
 	c, err := e.running(ctx, ref, "before exec")
 	if err != nil {
 		return "", err
@@ -68,6 +69,17 @@ func (e *Engine) CanExec(ctx context.Context, ref string) (string, error) {
 	r, err := e.containers.Find(ref)
 	if err != nil {
 		return "", err
+	}
+	if user == "" {
+		return r.ID, nil
+	}
+	root, err := c.Root(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	if _, _, err := sandbox.LookupUser(int(root.Fd()), user, nil); err != nil {
+		return "", fault.As(fault.Invalid, err)
 	}
 	return r.ID, nil
 }

@@ -117,7 +117,7 @@ func (a *At) OpenDir() (*os.File, error) {
 }
 
 // PackAt writes the tar of one entry with all below it, under the name as; "" leaves
-// the directory's own name out: "./" and what is in it. Nothing is followed, and what
+// the directory's own name out: "./" and what is in it; the root may be called "/". Nothing is followed, and what
 // others put in the way meanwhile is an error or left out, never read.
 func PackAt(ctx context.Context, a *At, as string, o DiffOptions) (Diffed, error) {
 	d := newDiffer(ctx, o, false)
@@ -142,15 +142,12 @@ func (d *differ) at(a *At, as string) error {
 		return err
 	}
 	h := tarHeader(&st, d.time(&st))
-	h.Typeflag, h.Name = '5', as+"/"
+	h.Typeflag, h.Name = '5', strings.TrimSuffix(as, "/")+"/"
 	if _, err := d.xattrs(int(f.Fd()), ".", h); err != nil {
 		return err
 	}
 	if err := d.header(h); err != nil {
 		return err
-	}
-	if as == "." {
-		as = ""
 	}
 	_, err = d.children(int(f.Fd()), as, false)
 	return err

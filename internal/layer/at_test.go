@@ -139,7 +139,7 @@ func TestPackAt(t *testing.T) {
 		{"d/file", "other", []string{"other"}},
 		{"l", "l", []string{"l"}},
 		{"d", "e", []string{"e/", "e/back", "e/file", "e/sub/"}},
-		{"d", "", []string{"./", "back", "file", "sub/"}},
+		{"d", "", []string{"./", "./back", "./file", "./sub/"}},
 		{"d/sub", "x/y", []string{"x/y/"}},
 	} {
 		if got, err := packed(t, root, c.path, c.as); err != nil || !slices.Equal(got, c.want) {

@@ -147,7 +147,7 @@ func (d *differ) children(fd int, dir string, fresh bool) (removed bool, err err
 		}
 		name := base
 		if dir != "" {
-			name = dir + "/" + base
+			name = strings.TrimSuffix(dir, "/") + "/" + base
 		}
 		if len(name) > maxPath {
 			return removed, fault.Invalidf("path %.60q... is longer than %d bytes", name, maxPath)

@@ -134,6 +134,9 @@ func (m *monitor) joinOthers(r *run, o *container.SpecOptions) error {
 			continue
 		}
 		other, err := m.other(j.ref)
+		if other != nil && err != nil && j.ns != "net" { // Docker's words, and no kind: the daemon's failure
+			return fmt.Errorf("failed to join %s namespace: container %s is not running", strings.ToUpper(j.ns), other.ID)
+		}
 		if err != nil {
 			return err
 		}
