@@ -16,20 +16,20 @@ var (
 	open  = []string{"fault", "disk", "linux", "image"}
 	rooms = map[string][]string{
 		"fault": {}, "linux": {}, "disk": {"linux", "fault"}, "image": {"fault"},
-		"dockerfile": {}, "volume": {}, "event": {}, "store": {}, "registry": {}, "container": {},
-		"layer": {}, "network": {}, "sandbox": {"sandbox/cgroup", "sandbox/seccomp"},
+		"dockerfile": {}, "volume": {}, "event": {}, "rootless": {}, "store": {}, "registry": {}, "container": {},
+		"layer": {}, "network": {"rootless"}, "sandbox": {"sandbox/cgroup", "sandbox/seccomp"},
 		"sandbox/cgroup": {}, "sandbox/seccomp": {},
 		"delegate": {"sandbox", "sandbox/cgroup", "sandbox/seccomp"},
 		"oci":      {"sandbox", "sandbox/cgroup"},
 		"snapshot": {"layer"},
-		"monitor":  {"container", "delegate", "sandbox", "sandbox/cgroup", "snapshot", "network", "volume", "event"},
+		"monitor":  {"rootless", "container", "delegate", "sandbox", "sandbox/cgroup", "snapshot", "network", "volume", "event"},
 		"builder":  {"dockerfile", "store", "layer", "snapshot"},
 		"builtin":  {"store", "layer"},
 		"engine": {"builder", "delegate", "monitor", "registry", "container", "layer", "snapshot", "store", "network",
 			"volume", "sandbox", "sandbox/cgroup", "builtin", "event"},
 		"api": {"engine", "container", "network", "volume", "event", "builder", "monitor", "registry"},
 		"cli": {"engine", "container", "network", "volume", "event", "builder", "monitor", "api",
-			"registry", "sandbox", "oci", "builtin"},
+			"registry", "sandbox", "oci", "builtin", "rootless"},
 	}
 	// What costs too much at every start (docs/decisions/0007).
 	banned = []string{"google.golang.org/grpc", "github.com/prometheus/", "github.com/docker/cli/cli/command",

@@ -43,7 +43,7 @@ func host(state string) (all []string) {
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range procs {
 		b, _ := os.ReadFile(p)
-		if bytes.HasPrefix(b, []byte("keg-monitor")) && bytes.Contains(b, []byte(state)) {
+		if (bytes.HasPrefix(b, []byte("keg-monitor")) || bytes.HasPrefix(b, []byte("keg-keeper"))) && bytes.Contains(b, []byte(state)) {
 			all = append(all, fmt.Sprintf("process %s", bytes.ReplaceAll(b, []byte{0}, []byte(" "))))
 		}
 	}

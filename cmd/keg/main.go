@@ -1,5 +1,6 @@
-// Command keg is a container engine. It has two doors: the command line, and the
-// monitor that keg starts for each container (which may be that container's init, too).
+// Command keg is a container engine. It has three doors: the command line, the monitor
+// that keg starts for each container (which may be that container's init, too), and the keeper
+// of an ordinary user's namespaces.
 package main
 
 import (
@@ -7,6 +8,7 @@ import (
 
 	"keg/internal/cli"
 	"keg/internal/monitor"
+	"keg/internal/rootless"
 )
 
 func main() {
@@ -15,6 +17,9 @@ func main() {
 	}
 	if len(os.Args) > 1 && os.Args[0] == monitor.Argv0 {
 		os.Exit(monitor.Main(os.Args[1:]))
+	}
+	if os.Args[0] == rootless.Argv0 {
+		os.Exit(rootless.Main(os.Args[1:]))
 	}
 	os.Exit(cli.Main(os.Args))
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	"golang.org/x/term"
 
 	"keg/internal/engine"
+	"keg/internal/rootless"
 )
 
 // app is one invocation.
@@ -47,6 +49,7 @@ type app struct {
 	config func() clientConfig
 
 	completing bool // a shell asks
+	inside     bool // an ordinary user's own namespace
 }
 
 // globals are the flags that stand before every command (--root, --run-root and
@@ -63,6 +66,7 @@ type globals struct {
 
 func newApp(name string, environ []string, in, out, errw *os.File) *app {
 	a := &app{name: name, in: in, inFile: in, environ: environ, env: envMap(environ), uid: os.Geteuid(), now: time.Now}
+	a.inside = rootless.Arrived(environ)
 	a.inTTY = term.IsTerminal(int(in.Fd()))
 	a.outTTY = term.IsTerminal(int(out.Fd()))
 	a.errTTY = term.IsTerminal(int(errw.Fd()))
@@ -154,7 +158,7 @@ func (a *app) openEngine() (backend, error) {
 		return nil, err
 	}
 	if a.uid != 0 {
-		return nil, failf("permission denied: %s needs root on this host, since rootless mode is not set up for uid %d; try sudo %s", a.name, a.uid, a.name)
+		return nil, a.enter(root, run)
 	}
 	env := a.env
 	if a.global.config != "" {
@@ -175,6 +179,18 @@ func (a *app) openEngine() (backend, error) {
 	return a.open(engine.Options{Root: root, Run: run, Env: env, Version: version, BuildQuota: quota})
 }
 
+// enter goes on as root of the user's own namespace, in this process; it returns when that failed.
+func (a *app) enter(root, run string) error {
+	if a.inside {
+		return failf("the user namespace does not show uid %d as root: its map is not the one that %s made", a.uid, a.name)
+	}
+	name := a.env["USER"]
+	if u, err := user.LookupId(strconv.Itoa(a.uid)); err == nil {
+		name = u.Username
+	}
+	return rootless.Enter(rootless.Entry{Root: root, Run: run, Name: name, Args: os.Args, Env: a.environ})
+}
+
 // roots are the absolute directories of the engine: flag, else environment, else the
 // place that fits the user.
 func (a *app) roots() (root, run string, err error) {
@@ -189,7 +205,7 @@ func (a *app) roots() (root, run string, err error) {
 	if run == "" {
 		run = "/run/keg"
 		if a.uid != 0 {
-			run = filepath.Join(firstOf(a.env["XDG_RUNTIME_DIR"], "/run/user/"+strconv.Itoa(a.uid)), "keg")
+			run = rootless.RunDir(a.uid, a.env["XDG_RUNTIME_DIR"])
 		}
 	}
 	if root, err = filepath.Abs(root); err != nil {

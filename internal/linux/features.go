@@ -5,6 +5,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -189,3 +190,24 @@ func versionAtLeast(release string, major, minor int) bool {
 	mi, _ := strconv.Atoi(b)
 	return ma > major || ma == major && mi >= minor
 }
+
+// InUserNS reports whether this process is in a user namespace of its own, where even root may not do
+// everything: the initial one maps all ids to themselves.
+func InUserNS() bool { return ownMap() != initialMap }
+
+// SingleID reports a user namespace with one id: files can be given to nobody.
+func SingleID() bool {
+	f := strings.Fields(ownMap())
+	return len(f) == 3 && f[2] == "1"
+}
+
+const initialMap = "0 0 4294967295"
+
+// ownMap is this process's uid_map with one space between words.
+var ownMap = sync.OnceValue(func() string {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return initialMap
+	}
+	return strings.Join(strings.Fields(string(b)), " ")
+})

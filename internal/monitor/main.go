@@ -23,6 +23,7 @@ import (
 	"keg/internal/event"
 	"keg/internal/fault"
 	"keg/internal/network"
+	"keg/internal/rootless"
 	"keg/internal/snapshot"
 	"keg/internal/volume"
 )
@@ -133,6 +134,7 @@ type monitor struct {
 const idLength = 64
 
 func containerMain(r Roots, place string) error {
+	rootless.Hold(r.Run)
 	c, err := fileConn(starterSocket)
 	if err != nil {
 		return err

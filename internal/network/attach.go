@@ -49,9 +49,7 @@ type end struct {
 	index  uint32 // of eth<n> inside
 }
 
-// Attach makes the namespace with all endpoints, publishes ports and starts answering DNS. It runs
-// beside the mounts. A taken port is fault.Conflict and names the owner.
-func (s *Store) Attach(ctx context.Context, r Request) (_ *Attachment, err error) {
+func (s *Store) attach(ctx context.Context, r Request) (_ *Attachment, err error) {
 	if err := validName(r.ID); err != nil {
 		return nil, err
 	}
@@ -68,7 +66,7 @@ func (s *Store) Attach(ctx context.Context, r Request) (_ *Attachment, err error
 	if slices.ContainsFunc(a.ends, func(e *end) bool { return e.rec.userDefined() }) {
 		a.dns = newResolver(conf.direct(true, true).servers)
 	}
-	making := startNetNS(netnsOptions{ipv6: six, dns: a.dns})
+	making := s.startNetNS(netnsOptions{ipv6: six, dns: a.dns})
 	defer func() {
 		if err != nil {
 			a.abandon(making)
@@ -221,7 +219,7 @@ func (a *Attachment) tryReserve(ctx context.Context, making func() netnsResult) 
 		return err
 	}
 	for _, p := range portals {
-		a.proxies = append(a.proxies, startProxy(p))
+		a.proxies = append(a.proxies, startProxy(p, s.home))
 	}
 	return nil
 }
@@ -447,5 +445,5 @@ func (a *Attachment) abandon(making func() netnsResult) {
 			a.ns = r.ns
 		}
 	}
-	a.Release()
+	a.release()
 }

@@ -258,9 +258,7 @@ func (s *Store) down(name string) error {
 	return s.putState(st)
 }
 
-// Reload tells the kernel the rules again, after something outside (nft flush ruleset,
-// a firewall's restart) took them away. Attach does it by itself when it finds the table missing.
-func (s *Store) Reload(ctx context.Context) error {
+func (s *Store) reload(ctx context.Context) error {
 	l, err := s.lock(ctx)
 	if err != nil {
 		return err
@@ -282,9 +280,7 @@ func (s *Store) Reload(ctx context.Context) error {
 	return s.rebuild(st)
 }
 
-// Teardown removes every bridge that nobody uses, and with the last one everything
-// that keg put on the host. system prune calls it.
-func (s *Store) Teardown(ctx context.Context) error {
+func (s *Store) teardown(ctx context.Context) error {
 	l, err := s.lock(ctx)
 	if err != nil {
 		return err
@@ -309,10 +305,7 @@ func (s *Store) teardownIdle(want func(name string) bool) error {
 	return errors.Join(errs...)
 }
 
-// Settle is the last thing that a process does after it released its attachments: it
-// stays for a second and removes the bridges that nobody used meanwhile. At most one
-// process of an engine lingers; the others return at once.
-func (s *Store) Settle(ctx context.Context) error {
+func (s *Store) settleDown(ctx context.Context) error {
 	for {
 		st, err := s.state()
 		if err != nil || !s.anyIdle(st) {

@@ -14,9 +14,7 @@ import (
 	"keg/internal/fault"
 )
 
-// Connect adds an endpoint to the running container. Hosts and Resolv change with it:
-// the caller writes them into the container's files again.
-func (a *Attachment) Connect(ctx context.Context, e Endpoint) (_ *network.EndpointSettings, err error) {
+func (a *Attachment) connect(ctx context.Context, e Endpoint) (_ *network.EndpointSettings, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.released {
@@ -164,9 +162,7 @@ func (a *Attachment) answerOn(ctx context.Context, n *end) error {
 	return nil
 }
 
-// Disconnect takes the container off a network. Ports that were published there stop
-// being so.
-func (a *Attachment) Disconnect(ctx context.Context, name string) error {
+func (a *Attachment) disconnect(ctx context.Context, name string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	rec, err := a.s.find(ctx, name)

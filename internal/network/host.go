@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
+	"keg/internal/linux"
 )
 
 // hostPrefixes are the prefixes that this host already routes, by link name.
@@ -62,6 +63,14 @@ func chooseSubnet(link string, taken []netip.Prefix) (netip.Prefix, error) {
 	host, err := hostPrefixes()
 	if err != nil {
 		return netip.Prefix{}, err
+	}
+	if linux.InUserNS() { // containers shall reach the host's neighbours, too
+		outside(func() {
+			neighbours, _ := hostPrefixes()
+			for _, ps := range neighbours {
+				taken = append(taken, ps...)
+			}
+		})
 	}
 	for l, ps := range host {
 		if l != link {

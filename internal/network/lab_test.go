@@ -127,7 +127,7 @@ func newHost(t testing.TB, n int) (fd int, ours, theirs netip.Addr) {
 	t.Helper()
 	ours = netip.AddrFrom4([4]byte{198, 51, byte(100 + n), 1})
 	theirs = netip.AddrFrom4([4]byte{198, 51, byte(100 + n), 2})
-	r := startNetNS(netnsOptions{})()
+	r := (&Store{}).startNetNS(netnsOptions{})()
 	if r.err != nil {
 		t.Fatal(r.err)
 	}

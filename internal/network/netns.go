@@ -16,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
+	"keg/internal/linux"
+	"keg/internal/rootless"
 )
 
 // A netns is a namespace with loopback up.
@@ -33,8 +35,19 @@ type netnsOptions struct {
 
 // startNetNS makes a namespace in the background; the function waits for it, as often
 // as it is called.
-func startNetNS(o netnsOptions) (wait func() netnsResult) {
+func (s *Store) startNetNS(o netnsOptions) (wait func() netnsResult) {
 	ch := make(chan netnsResult, 1)
+	if home := rootless.Network(s.engineRun); home >= 0 {
+		inHome(home, func(err error) {
+			if err != nil {
+				ch <- netnsResult{nil, err}
+				return
+			}
+			n, err := newNetNS(o)
+			ch <- netnsResult{n, err}
+		})
+		return sync.OnceValue(func() netnsResult { return <-ch })
+	}
 	go func() {
 		runtime.LockOSThread()
 		n, err := newNetNS(o)
@@ -155,7 +168,9 @@ func inside(ctx context.Context, fd int, f func() error) error {
 			return
 		}
 		err = f()
-		if e := unix.Setns(old, unix.CLONE_NEWNET); e != nil {
+		if e := unix.Setns(old, unix.CLONE_NEWNET); linux.InUserNS() && errors.Is(e, unix.EPERM) {
+			// The host's namespace is closed to an ordinary user: the thread ends here.
+		} else if e != nil {
 			err = errors.Join(err, errStuck)
 		} else {
 			runtime.UnlockOSThread()

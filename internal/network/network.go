@@ -28,6 +28,7 @@ type Network = network.Inspect
 // Store owns networks/ below its root and network/ below its run directory.
 type Store struct {
 	root, run string
+	engineRun string // the engine's run directory, which knows the user's own namespace
 	// linger is how long a bridge stays after its last use, so that runs in a loop
 	// do not make it anew each time.
 	linger time.Duration
@@ -40,11 +41,12 @@ type Store struct {
 // Open uses root (records) and run (what dies with the boot). It touches nothing.
 func Open(root, run string) *Store {
 	return &Store{
-		root:     filepath.Join(root, "networks"),
-		run:      filepath.Join(run, "network"),
-		linger:   time.Second,
-		grace:    500 * time.Millisecond,
-		patience: 5 * time.Second,
+		root:      filepath.Join(root, "networks"),
+		run:       filepath.Join(run, "network"),
+		engineRun: run,
+		linger:    time.Second,
+		grace:     500 * time.Millisecond,
+		patience:  5 * time.Second,
 	}
 }
 

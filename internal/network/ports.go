@@ -155,6 +155,13 @@ func (w want) openAt(ctx context.Context, port uint16) (ps []*portal, err error)
 // TCP SO_REUSEADDR, so connections in TIME_WAIT do not hold the port; never for UDP,
 // where it would let two processes share it.
 func listen(ctx context.Context, proto string, ap netip.AddrPort) (*portal, error) {
+	var p *portal
+	var err error
+	outside(func() { p, err = bind(ctx, proto, ap) })
+	return p, err
+}
+
+func bind(ctx context.Context, proto string, ap netip.AddrPort) (*portal, error) {
 	fam := "4"
 	if ap.Addr().Is6() {
 		fam = "6"

@@ -17,6 +17,7 @@ import (
 type proxy struct {
 	portal *portal
 	target netip.AddrPort
+	home   func(func() error) error // runs a function where the container can be reached
 
 	mu     sync.Mutex
 	conns  map[*net.TCPConn]struct{} // open ends, for shutdown
@@ -24,15 +25,15 @@ type proxy struct {
 	closed bool
 }
 
-func startProxy(p *portal) *proxy {
-	x := &proxy{portal: p, target: netip.AddrPortFrom(p.Target, p.TargetPort), conns: map[*net.TCPConn]struct{}{}}
+func startProxy(p *portal, home func(func() error) error) *proxy {
+	x := &proxy{portal: p, home: home, target: netip.AddrPortFrom(p.Target, p.TargetPort), conns: map[*net.TCPConn]struct{}{}}
 	x.wg.Add(1)
 	go func() {
 		defer x.wg.Done()
 		if p.listener != nil {
 			x.acceptAll()
 		} else {
-			newUDPProxy(p.packet, x.target).serve()
+			newUDPProxy(p.packet, x.target, home).serve()
 		}
 	}()
 	return x
@@ -106,13 +107,11 @@ func (x *proxy) relay(client *net.TCPConn) {
 		return
 	}
 	defer x.drop(client)
-	d := net.Dialer{Timeout: 10 * time.Second}
-	up, err := d.Dial("tcp", x.target.String())
+	server, err := x.dial()
 	if err != nil {
 		client.SetLinger(0) // a reset, as if nobody listened
 		return
 	}
-	server := up.(*net.TCPConn)
 	if !x.track(server) {
 		server.Close()
 		return
@@ -125,6 +124,17 @@ func (x *proxy) relay(client *net.TCPConn) {
 	}()
 	half(server, client)
 	<-back
+}
+
+func (x *proxy) dial() (c *net.TCPConn, err error) {
+	return c, x.home(func() error {
+		d := net.Dialer{Timeout: 10 * time.Second}
+		up, err := d.Dial("tcp", x.target.String())
+		if err == nil {
+			c = up.(*net.TCPConn)
+		}
+		return err
+	})
 }
 
 func half(dst, src *net.TCPConn) {

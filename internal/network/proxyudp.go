@@ -22,6 +22,7 @@ const (
 type udpProxy struct {
 	front  *net.UDPConn
 	target netip.AddrPort
+	home   func(func() error) error
 	idle   time.Duration
 
 	mu    sync.Mutex
@@ -36,8 +37,8 @@ type udpClient struct {
 	to   netip.Addr
 }
 
-func newUDPProxy(front *net.UDPConn, target netip.AddrPort) *udpProxy {
-	return &udpProxy{front: front, target: target, idle: udpIdle, assoc: map[udpClient]*net.UDPConn{}}
+func newUDPProxy(front *net.UDPConn, target netip.AddrPort, home func(func() error) error) *udpProxy {
+	return &udpProxy{front: front, target: target, home: home, idle: udpIdle, assoc: map[udpClient]*net.UDPConn{}}
 }
 
 // serve runs until the front is closed.
@@ -75,7 +76,11 @@ func (u *udpProxy) connect(c udpClient) *net.UDPConn {
 	if len(u.assoc) >= maxAssociations {
 		return nil
 	}
-	back, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(u.target))
+	var back *net.UDPConn
+	err := u.home(func() (err error) {
+		back, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(u.target))
+		return err
+	})
 	if err != nil {
 		return nil
 	}

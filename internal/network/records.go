@@ -79,8 +79,7 @@ func (r *record) mtu() int {
 	return r.MTU
 }
 
-// Create picks a free subnet when none is asked for. fault.Conflict: "network with name x already exists".
-func (s *Store) Create(ctx context.Context, o CreateOptions) (Network, error) {
+func (s *Store) create(ctx context.Context, o CreateOptions) (Network, error) {
 	r, err := newRecord(o)
 	if err != nil {
 		return Network{}, err
@@ -428,9 +427,7 @@ func (s *Store) List() ([]Network, error) {
 	return out, nil
 }
 
-// Remove refuses predefined networks (Denied) and those with active endpoints (Denied,
-// Docker's words). It waits for containers that have exited but are not yet gone.
-func (s *Store) Remove(ctx context.Context, name string) error {
+func (s *Store) remove(ctx context.Context, name string) error {
 	r, err := s.find(ctx, name)
 	if err != nil {
 		return err

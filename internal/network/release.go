@@ -26,10 +26,7 @@ func (a *Attachment) Quiesce() {
 	})
 }
 
-// Release takes ports, names, rules and addresses back; the namespace dies by itself.
-// It takes some ten milliseconds, and up to 2 s when connections or the namespace are
-// held open: call it after the exit code was reported. A second call does nothing.
-func (a *Attachment) Release() error {
+func (a *Attachment) release() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.released {
@@ -56,8 +53,7 @@ func (a *Attachment) Release() error {
 	return err
 }
 
-// Clean releases what a dead monitor left for container id. Nothing left is no error.
-func (s *Store) Clean(id string) error {
+func (s *Store) clean(id string) error {
 	if err := validName(id); err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
+	"keg/internal/linux"
 )
 
 type deviceNode struct {
@@ -57,7 +58,7 @@ func (b *box) devices() error {
 	for i := range defaultDevices {
 		d := defaultDevices[i]
 		d.uid, d.gid = hostID(0, b.uidMap()), hostID(0, b.gidMap())
-		if err := d.make(dev, path.Base(d.path)); err != nil {
+		if err := b.makeDevice(&d, dev); err != nil {
 			return err
 		}
 	}
@@ -113,7 +114,15 @@ func (b *box) device(s *specs.LinuxDevice) error {
 		return fault.Invalidf("device %s: cannot be made there", s.Path)
 	}
 	defer parent.file.Close()
-	return d.make(int(parent.file.Fd()), path.Base(d.path))
+	return b.makeDevice(&d, int(parent.file.Fd()))
+}
+
+// makeDevice makes the node in the directory dir.
+func (b *box) makeDevice(d *deviceNode, dir int) error {
+	if linux.InUserNS() && d.mode&unix.S_IFMT != unix.S_IFIFO {
+		return b.bindDevice(d, dir, path.Base(d.path))
+	}
+	return d.make(dir, path.Base(d.path))
 }
 
 // make creates the node as name below dir. What exists already must be the same device.

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
+	"keg/internal/linux"
 	"keg/internal/sandbox/cgroup"
 )
 
@@ -107,6 +108,9 @@ func (s *start) decideExec() error {
 func (s *start) group(pid int) (err error) {
 	if path := s.box.o.Cgroup; path != "" {
 		s.box.group, err = cgroup.Open(path)
+		if err == nil && linux.InUserNS() && !s.box.group.Exists() {
+			s.box.group = nil // the user was given none
+		}
 	} else {
 		s.box.group, err = cgroup.Of(pid)
 	}

@@ -77,8 +77,8 @@ func (b *box) furnish() error {
 		return err
 	}
 	for i := range b.spec.Mounts {
-		m := &b.spec.Mounts[i]
-		if err := b.mount(m, i); err != nil {
+		m := b.substitute(b.spec.Mounts[i])
+		if err := b.mount(&m, i); err != nil {
 			return fmt.Errorf("mount %s on %s: %w", m.Source, m.Destination, err)
 		}
 	}

@@ -57,6 +57,7 @@ func (s *start) decide() error {
 	if l.sysctls, err = planSysctls(spec.Linux.Sysctl, l.ns.own); err != nil {
 		return err
 	}
+	s.box.fitSysctls(l.sysctls)
 	if err := l.process.confine(spec, o); err != nil {
 		return err
 	}

@@ -28,6 +28,7 @@ import (
 	"keg/internal/fault"
 	"keg/internal/image"
 	"keg/internal/layer"
+	"keg/internal/linux"
 )
 
 // Store owns layers/ and active/ below its root.
@@ -49,7 +50,9 @@ type Options struct {
 
 // Open uses the directory root and makes its skeleton when missing. It scans nothing
 // but the list of layers that another boot left unsynced, and drops these.
-func Open(root string) (*Store, error) { return OpenWith(root, Options{}) }
+func Open(root string) (*Store, error) {
+	return OpenWith(root, Options{UserXattr: linux.InUserNS(), SingleID: linux.SingleID()})
+}
 
 // OpenWith is Open with options.
 func OpenWith(root string, o Options) (*Store, error) {

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
+	"keg/internal/linux"
 )
 
 // Group is one cgroup: a directory in each hierarchy.
@@ -70,12 +71,19 @@ func Create(path string, r *specs.LinuxResources) (_ *Group, warnings []string, 
 			undo.hierarchies = append(undo.hierarchies, h)
 		}
 	}
+	if len(made.hierarchies) == 0 && linux.InUserNS() {
+		return nil, []string{noDelegation}, nil
+	}
 	w, err := made.Set(r)
 	if err == nil {
 		err = made.setDevices(r)
 	}
 	return made, append(warnings, w...), err
 }
+
+// noDelegation is said once, whatever was asked for.
+const noDelegation = "the host gave no cgroup to this user, so limits of memory, processors and processes do not apply; " +
+	"with cgroup v2, systemd gives one to users who are logged in (loginctl enable-linger USER)"
 
 // Open names an existing cgroup; nothing is looked at.
 func Open(path string) (*Group, error) { return at(path) }
@@ -124,6 +132,16 @@ func at(path string) (*Group, error) {
 		g.hierarchies = append(g.hierarchies, h.Hierarchy)
 	}
 	return g, nil
+}
+
+// Exists tells whether the group was made, in one hierarchy at least.
+func (g *Group) Exists() bool {
+	for _, h := range g.hierarchies {
+		if unix.Access(h.Dir, unix.F_OK) == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // Path is what Open takes.
@@ -314,6 +332,9 @@ func (g *Group) Directory() (*os.File, error) {
 // Remove deletes the group and groups made inside of it. Processes that are just ending keep one
 // busy for a moment; five seconds are allowed for that.
 func (g *Group) Remove(ctx context.Context) error {
+	if g == nil {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	var errs []error

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
+	"keg/internal/linux"
 )
 
 // setDevices applies the device rules of a new group. Without rules nothing is restricted.
@@ -22,6 +23,9 @@ func (g *Group) setDevices(r *specs.LinuxResources) error {
 		if err := checkRule(&r.Devices[i]); err != nil {
 			return err
 		}
+	}
+	if linux.InUserNS() && (len(g.hierarchies) == 0 || g.unified) {
+		return nil // device nodes cannot be made in a user namespace, and eBPF not loaded
 	}
 	if g.unified {
 		dir, err := os.OpenFile(g.v2(), unix.O_RDONLY|unix.O_DIRECTORY, 0)

@@ -1,0 +1,115 @@
+package test
+
+// Scripts of an ordinary user's engine. Root runs them, too, as a user with subordinate ids whom only
+// a private /etc knows.
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+const (
+	ordinary    = "kegtester"
+	ordinaryUID = 64321
+)
+
+// TestRootlessScript runs the same commands as an ordinary user.
+func TestRootlessScript(t *testing.T) {
+	if os.Geteuid() == 0 {
+		asOrdinaryUser(t)
+		return
+	}
+	if err := tryUserNamespace(); err != nil {
+		t.Skipf("this host gives no user namespace to ordinary users: %v", err)
+	}
+	run(t, "script/rootless", func(e *testscript.Env) { e.Setenv("USER", ordinary) })
+}
+
+func tryUserNamespace() error {
+	cmd := exec.Command("/bin/true")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET}
+	return cmd.Run()
+}
+
+// condition answers what scripts ask in brackets.
+func condition(word string) (bool, error) {
+	if word != "subids" {
+		return false, fmt.Errorf("unknown condition %q", word)
+	}
+	b, _ := os.ReadFile("/etc/subuid")
+	return strings.Contains("\n"+string(b), "\n"+ordinary+":"), nil
+}
+
+// asOrdinaryUser runs this test in a copy of the test binary, where that user may read.
+func asOrdinaryUser(t *testing.T) {
+	dir, err := os.MkdirTemp("", "ordinary-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	know(t, dir)
+	os.Chmod(dir, 0o755)
+	tmp := filepath.Join(dir, "tmp")
+	for from, to := range map[string]string{"/proc/self/exe": "test", filepath.Join(bin, "keg"): "keg"} {
+		copyProgram(t, from, filepath.Join(dir, to))
+	}
+	if err := os.CopyFS(filepath.Join(dir, "script/rootless"), os.DirFS("script/rootless")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(tmp, ordinaryUID, ordinaryUID); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(filepath.Join(dir, "test"), "-test.run=^TestRootlessScript$", "-test.v", "-test.timeout=5m")
+	cmd.Dir = dir
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin", "HOME=" + tmp, "TMPDIR=" + tmp, "KEG_TEST_BINARY=" + filepath.Join(dir, "keg")}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: ordinaryUID, Gid: ordinaryUID}, Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	if err != nil || strings.Contains(string(out), "--- SKIP") {
+		t.Errorf("as an ordinary user: %v\n%s", err, out)
+	}
+}
+
+// know makes the user known in this mount namespace, which is the tests' own.
+func know(t *testing.T, dir string) {
+	t.Helper()
+	for file, line := range map[string]string{
+		"passwd": fmt.Sprintf("%s:x:%d:%d::/nonexistent:/bin/sh\n", ordinary, ordinaryUID, ordinaryUID),
+		"group":  fmt.Sprintf("%s:x:%d:\n", ordinary, ordinaryUID),
+		"subuid": ordinary + ":1700000:65536\n", "subgid": ordinary + ":1700000:65536\n",
+	} {
+		at := filepath.Join("/etc", file)
+		old, err := os.ReadFile(at)
+		if os.IsNotExist(err) {
+			t.Fatalf("%s is missing; install uidmap", at)
+		}
+		mine := filepath.Join(dir, file)
+		if err := os.WriteFile(mine, append(old, line...), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Mount(mine, at, "", syscall.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { syscall.Unmount(at, syscall.MNT_DETACH) })
+	}
+}
+
+func copyProgram(t *testing.T, from, to string) {
+	t.Helper()
+	b, err := os.ReadFile(from)
+	if err == nil {
+		err = os.WriteFile(to, b, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
