@@ -119,7 +119,7 @@ func (c *container) begin(ctx context.Context, l Launch, detached bool) (_ *sand
 		return nil, err
 	}
 	hooks := hooksOf(&spec)
-	o := sandbox.Options{Root: -1, NetNS: -1, Stdio: l.Stdio, Cgroup: c.rec.Cgroup, Files: files, Go: door, Outlive: detached}
+	o := sandbox.Options{Root: -1, NetNS: -1, Stdio: l.Stdio, Cgroup: c.rec.Cgroup, Files: files, Go: door, Outlive: detached, Strict: true}
 	o.Recorded = func(pid int, at uint64) error {
 		c.rec.Pid, c.rec.Started = pid, at
 		return c.save()
@@ -146,8 +146,9 @@ func (c *container) begin(ctx context.Context, l Launch, detached bool) (_ *sand
 }
 
 func (c *container) createHooks(ctx context.Context, h *specs.Hooks, pid int) error {
-	//nolint:staticcheck // Prestart is deprecated, and still asked for.
-	err := c.runHooks(ctx, "prestart", h.Prestart, specs.StateCreating, 0)
+	// Prestart hooks are from before "creating": to them a container that is not started is created.
+	//nolint:staticcheck // Deprecated, and still asked for.
+	err := c.runHooks(ctx, "prestart", h.Prestart, specs.StateCreated, 0)
 	if err == nil {
 		err = c.runHooks(ctx, "createRuntime", h.CreateRuntime, specs.StateCreating, 0)
 	}
@@ -225,6 +226,7 @@ func (c *container) start(ctx context.Context) error {
 	}
 	defer dir.Close()
 	if err := sandbox.Go(linux.FDPath(int(dir.Fd()))+"/"+startFile, c.rec.Spec, c.rec.Exec); err != nil {
+		c.awaitEnd() // a process that could not become the program has ended when we say so
 		return err
 	}
 	if err := os.Remove(filepath.Join(c.dir, startFile)); err != nil {

@@ -79,7 +79,7 @@ func (c *container) killAll(sig unix.Signal) error {
 }
 
 // Delete removes a stopped container, with force a living one and one that does not exist, too.
-// A created one that was never started goes like a stopped one, as runc's does.
+// One that was created and never started is not stopped (runtime-spec runtime.md "Delete").
 func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
 	c, err := r.load(id)
 	if fault.Is(err, fault.NotFound) && force {
@@ -94,8 +94,8 @@ func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
 
 func (c *container) remove(ctx context.Context, force bool) error {
 	s := c.status()
-	if s != specs.StateStopped && s != specs.StateCreated && !force {
-		return fault.Conflictf("cannot delete container %s that is not stopped: %s", c.rec.ID, s)
+	if s != specs.StateStopped && !force {
+		return fault.Conflictf("cannot delete container %s that is not stopped: %s; kill it first, or use --force", c.rec.ID, s)
 	}
 	if s != specs.StateStopped && c.rec.Pid > 0 {
 		_ = c.signal(unix.SIGKILL)

@@ -148,6 +148,16 @@ func (c *container) alive() bool {
 	return err == nil && n == 0
 }
 
+// awaitEnd returns when the process has ended, or after a while.
+func (c *container) awaitEnd() {
+	for range 2000 {
+		if !c.alive() {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 func (c *container) status() specs.ContainerState {
 	switch {
 	case c.rec.Pid == 0:

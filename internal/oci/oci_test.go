@@ -125,6 +125,9 @@ func TestLifecycle(t *testing.T) {
 	if err := l.Create(ctx, "c", l.bundle, l.launch()); !fault.Is(err, fault.Conflict) {
 		t.Errorf("a second container of the same id: %v", err)
 	}
+	if err := l.Delete(ctx, "c", false); !fault.Is(err, fault.Conflict) || l.status() != specs.StateCreated {
+		t.Errorf("a created container was deleted: %v", err)
+	}
 	l.must(l.Start(ctx, "c"))
 	if err := l.Start(ctx, "c"); !fault.Is(err, fault.Conflict) || l.status() != specs.StateRunning {
 		t.Errorf("%v %s", err, l.status())
@@ -166,6 +169,19 @@ func TestLifecycle(t *testing.T) {
 	}
 }
 
+// A container whose program is missing is stopped once start has said so, and goes as stopped ones go.
+func TestFailedStartIsStopped(t *testing.T) {
+	l := newLab(t, nil, "nowhere")
+	l.must(l.Create(context.Background(), "c", l.bundle, l.launch()))
+	if err := l.Start(context.Background(), "c"); err == nil {
+		t.Fatal("started")
+	}
+	if s := l.status(); s != specs.StateStopped {
+		t.Error(s)
+	}
+	l.must(l.Delete(context.Background(), "c", false))
+}
+
 // What the spec said when the container was created counts, not what the file says later.
 func TestRunAndErrors(t *testing.T) {
 	l := newLab(t, nil, "sh", "-c", "echo out; exit 42")
@@ -201,7 +217,7 @@ func TestHooks(t *testing.T) {
 	host, _ := os.Hostname()
 	b, _ := os.ReadFile(log)
 	got := strings.Split(strings.TrimSpace(string(b)), "\n")
-	want := []string{"prestart " + host + " creating args", "createRuntime " + host + " creating args", "createContainer keg creating args",
+	want := []string{"prestart " + host + " created args", "createRuntime " + host + " creating args", "createContainer keg creating args",
 		"startContainer keg created args", "program", "poststart " + host + " running args", "poststop " + host + " stopped args"}
 	seen := strings.Join(got, "\n")
 	// The program and the poststart hook run side by side.

@@ -37,6 +37,13 @@ func Exec(ctx context.Context, pid int, spec *specs.Spec, p *specs.Process, o Op
 		return nil, fmt.Errorf("container process %d: %w", pid, notRunning(err))
 	}
 	s.box.keepFD("init", fd)
+	if s.layout.ns.mnt != "" {
+		root, err := os.OpenFile(procFile(pid, "root"), unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return nil, fmt.Errorf("open the container's root: %w", err)
+		}
+		s.box.keep("root", root)
+	}
 	if err := s.group(pid); err != nil {
 		return nil, err
 	}
@@ -90,9 +97,13 @@ func (s *start) decideExec() error {
 	l.warn(warnings...)
 	// An own list of namespaces: those that the container does not share with us.
 	l.ns.own = map[int]bool{}
+	l.ns.mnt = "the engine's"
 	for _, ns := range spec.Linux.Namespaces {
 		if flag, ok := namespaceFlag(ns.Type); ok {
 			l.ns.own[flag] = true
+			if flag == unix.CLONE_NEWNS {
+				l.ns.mnt = ns.Path
+			}
 		}
 	}
 	if o.NetNS >= 0 {
@@ -200,7 +211,12 @@ func planExec(l *layout) *program {
 	if !l.inUserNS {
 		flags &^= unix.CLONE_NEWPID // born there
 	}
-	p.add("join", "the container's namespaces", unix.SYS_SETNS, fd("init"), num(flags))
+	if flags != 0 {
+		p.add("join", "the container's namespaces", unix.SYS_SETNS, fd("init"), num(flags))
+	}
+	if l.ns.mnt != "" {
+		p.chroot(fd("root")) // it is in no namespace
+	}
 	if l.inUserNS {
 		p.add("become", "root of the user namespace", unix.SYS_SETRESGID, num(0), num(0), num(0))
 		p.add("become", "root of the user namespace", unix.SYS_SETRESUID, num(0), num(0), num(0))

@@ -20,6 +20,7 @@ type namespaces struct {
 	cgroup bool         // unshared by the child once it is in its cgroup
 	joins  []joined     // entered by the child, in order
 	pid    string       // path of a pid namespace to be born in
+	mnt    string       // path of the mount namespace to end in, "" for the one born in
 	own    map[int]bool // CLONE_NEW*: not shared with the engine
 }
 
@@ -72,7 +73,7 @@ func decideNamespaces(list []specs.LinuxNamespace, netFD bool) (n namespaces, er
 		case ns.Path == "":
 			n.clone |= uint64(flag)
 		case flag == unix.CLONE_NEWNS:
-			return n, fault.Unsupportedf("joining the mount namespace %s is not supported: the root is mounted in a new one", ns.Path)
+			n.mnt = ns.Path
 		case flag == unix.CLONE_NEWPID:
 			n.pid = ns.Path
 		case flag == unix.CLONE_NEWNET && netFD:
@@ -85,7 +86,14 @@ func decideNamespaces(list []specs.LinuxNamespace, netFD bool) (n namespaces, er
 		n.joins = append(n.joins, joined{unix.CLONE_NEWNET, "netns", ""})
 	}
 	if n.clone&unix.CLONE_NEWNS == 0 {
-		return n, fault.Invalidf("the spec asks for no mount namespace")
+		// The root is furnished in a namespace of its own all the same, and taken along.
+		n.clone |= unix.CLONE_NEWNS
+		if n.mnt == "" {
+			n.mnt = "/proc/self/ns/mnt"
+		}
+		if n.clone&unix.CLONE_NEWUSER != 0 {
+			return n, fault.Unsupportedf("a new user namespace needs a new mount namespace, too")
+		}
 	}
 	if n.clone&unix.CLONE_NEWUSER != 0 && len(n.joins) > 0 {
 		return n, fault.Unsupportedf("joining namespaces from a new user namespace is not supported")

@@ -70,10 +70,28 @@ func planStart(l *layout) *program {
 	p.enterRoot()
 	p.attach(l, made)
 	p.protect(l)
+	if l.ns.mnt != "" {
+		p.takeAlong()
+	}
 	p.streams(&l.process)
 	p.workdir(&l.process)
 	p.finish(&l.process, l.hold)
 	return p
+}
+
+// takeAlong goes to a mount namespace that is not the container's own without mounting anything there: the
+// furnished tree becomes a detached copy that lives as long as the container's root does. Whoever owns that
+// namespace sees none of it, and has nothing to clean up.
+func (p *program) takeAlong() {
+	p.add("copy", "the furnished root", unix.SYS_OPEN_TREE, num(unix.AT_FDCWD), text("/"), num(unix.OPEN_TREE_CLONE|unix.O_CLOEXEC|unix.AT_RECURSIVE))
+	tree := p.result()
+	p.add("join", "the mount namespace", unix.SYS_SETNS, fd("mntns"), num(unix.CLONE_NEWNS))
+	p.chroot(tree)
+}
+
+func (p *program) chroot(root arg) {
+	p.add("enter", "the root", unix.SYS_FCHDIR, root)
+	p.add("change the root to", "the container's", unix.SYS_CHROOT, text("."))
 }
 
 func (p *program) join(js []joined) {

@@ -131,7 +131,8 @@ func TestParseLimits(t *testing.T) {
 }
 
 func TestNamespaceDecisions(t *testing.T) {
-	for _, bad := range [][]specs.LinuxNamespace{nil, {{Type: "x"}}, {{Type: specs.MountNamespace}, {Type: specs.MountNamespace}}, {{Type: specs.MountNamespace, Path: "/proc/1/ns/mnt"}}} {
+	for _, bad := range [][]specs.LinuxNamespace{{{Type: "x"}}, {{Type: specs.MountNamespace}, {Type: specs.MountNamespace}}, {{Type: specs.UserNamespace}},
+		{{Type: specs.UserNamespace}, {Type: specs.MountNamespace, Path: "/proc/1/ns/mnt"}}} {
 		if _, err := decideNamespaces(bad, false); err == nil {
 			t.Error(bad)
 		}

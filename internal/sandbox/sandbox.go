@@ -14,6 +14,7 @@ package sandbox
 import (
 	"context"
 	"os"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -39,6 +40,9 @@ type Options struct {
 	// Recorded, when not nil, is called with pid and start time after the clone and
 	// before execve: what it writes is on disk before the program can do anything.
 	Recorded func(pid int, startTime uint64) error
+	// Strict makes an error of a limit that this host cannot give (runtime-spec runtime.md "Create");
+	// without, it is a warning.
+	Strict bool
 	// Hold stops before execve until Process.Release.
 	Hold bool
 	// Go, when not nil, is a listening Unix socket (SOCK_SEQPACKET): the process stops before execve
@@ -108,6 +112,9 @@ func Start(ctx context.Context, spec *specs.Spec, o Options) (_ *Process, err er
 				_ = s.box.group.Remove(context.WithoutCancel(ctx))
 			}
 		}()
+		if w := s.box.group.Unlimited(); o.Strict && len(w) > 0 {
+			return nil, fault.Unsupportedf("%s", strings.Join(w, "; "))
+		}
 	}
 	if err := onSpawner(s.box.furnish); err != nil {
 		return nil, err

@@ -142,6 +142,13 @@ func (s *start) run(ctx context.Context) (*Process, error) {
 		}
 		b.keep(j.name, f)
 	}
+	if l.ns.mnt != "" {
+		f, err := os.Open(l.ns.mnt)
+		if err != nil {
+			return nil, fmt.Errorf("open namespace: %w", err)
+		}
+		b.keep("mntns", f)
+	}
 	if l.ns.pid != "" {
 		f, err := os.Open(l.ns.pid)
 		if err != nil {

@@ -31,6 +31,7 @@ type Group struct {
 	path        string // from the top of each hierarchy
 	hierarchies []Hierarchy
 	unified     bool
+	unlimited   []string
 }
 
 // Hierarchy is the group's directory in one mounted hierarchy.
@@ -78,12 +79,16 @@ func Create(path string, r *specs.LinuxResources) (_ *Group, warnings []string, 
 	if err == nil {
 		err = made.setDevices(r)
 	}
+	made.unlimited = w
 	return made, append(warnings, w...), err
 }
 
 // noDelegation is said once, whatever was asked for.
 const noDelegation = "the host gave no cgroup to this user, so limits of memory, processors and processes do not apply; " +
 	"with cgroup v2, systemd gives one to users who are logged in (loginctl enable-linger USER)"
+
+// Unlimited are the limits that were asked for and that this host cannot give.
+func (g *Group) Unlimited() []string { return g.unlimited }
 
 // Open names an existing cgroup; nothing is looked at.
 func Open(path string) (*Group, error) { return at(path) }

@@ -87,12 +87,15 @@ var v1Controllers = [...]controller{
 		func(r *specs.LinuxResources) bool { return r.CPU != nil && r.CPU.Cpus+r.CPU.Mems != "" },
 		func(r *cgroups.Resources) { r.CpusetCpus, r.CpusetMems = "", "" }},
 	{"memory", "memory", &fs.MemoryGroup{},
-		func(r *specs.LinuxResources) bool { return r.Memory != nil && *r.Memory != (specs.LinuxMemory{}) },
+		func(r *specs.LinuxResources) bool {
+			m := r.Memory
+			return m != nil && (value(m.Limit) != 0 || value(m.Reservation) != 0 || value(m.Swap) != 0 || m.Swappiness != nil || value(m.DisableOOMKiller))
+		},
 		func(r *cgroups.Resources) { r.Memory, r.MemorySwap, r.MemoryReservation = 0, 0, 0 }},
 	{"cpu", "cpu", &fs.CpuGroup{},
 		func(r *specs.LinuxResources) bool {
 			c := r.CPU
-			return c != nil && (c.Shares != nil || c.Quota != nil || c.Period != nil || c.RealtimePeriod != nil || c.RealtimeRuntime != nil || c.Burst != nil || c.Idle != nil)
+			return c != nil && (value(c.Shares) != 0 || value(c.Quota) != 0 || value(c.Period) != 0 || value(c.RealtimePeriod) != 0 || value(c.RealtimeRuntime) != 0 || c.Burst != nil || c.Idle != nil)
 		},
 		func(r *cgroups.Resources) {
 			r.CpuShares, r.CpuWeight, r.CpuQuota, r.CpuPeriod, r.CpuBurst, r.CPUIdle = 0, 0, 0, 0, nil, nil
@@ -101,7 +104,11 @@ var v1Controllers = [...]controller{
 		func(r *specs.LinuxResources) bool { return r.Pids != nil && r.Pids.Limit != nil && *r.Pids.Limit != 0 },
 		func(r *cgroups.Resources) { r.PidsLimit = nil }},
 	{"blkio", "io", &fs.BlkioGroup{},
-		func(r *specs.LinuxResources) bool { return r.BlockIO != nil },
+		func(r *specs.LinuxResources) bool {
+			b := r.BlockIO
+			return b != nil && (value(b.Weight) != 0 || value(b.LeafWeight) != 0 || len(b.WeightDevice)+len(b.ThrottleReadBpsDevice)+
+				len(b.ThrottleWriteBpsDevice)+len(b.ThrottleReadIOPSDevice)+len(b.ThrottleWriteIOPSDevice) > 0)
+		},
 		func(r *cgroups.Resources) {
 			r.BlkioWeight, r.BlkioLeafWeight, r.BlkioWeightDevice = 0, 0, nil
 			r.BlkioThrottleReadBpsDevice, r.BlkioThrottleWriteBpsDevice = nil, nil
