@@ -5,19 +5,23 @@ package test
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/vishvananda/netlink"
 )
 
 const (
 	ordinary    = "kegtester"
 	ordinaryUID = 64321
+	outside     = "198.51.100.1" // an address of the host in the scripts' network (RFC 5737)
 )
 
 // TestRootlessScript runs the same commands as an ordinary user.
@@ -40,11 +44,15 @@ func tryUserNamespace() error {
 
 // condition answers what scripts ask in brackets.
 func condition(word string) (bool, error) {
-	if word != "subids" {
-		return false, fmt.Errorf("unknown condition %q", word)
+	switch word {
+	case "subids":
+		b, _ := os.ReadFile("/etc/subuid")
+		return strings.Contains("\n"+string(b), "\n"+ordinary+":"), nil
+	case "outside":
+		addrs, err := net.InterfaceAddrs()
+		return slices.ContainsFunc(addrs, func(a net.Addr) bool { return a.String() == outside+"/32" }), err
 	}
-	b, _ := os.ReadFile("/etc/subuid")
-	return strings.Contains("\n"+string(b), "\n"+ordinary+":"), nil
+	return false, fmt.Errorf("unknown condition %q", word)
 }
 
 // asOrdinaryUser runs this test in a copy of the test binary, where that user may read.
@@ -55,6 +63,15 @@ func asOrdinaryUser(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	know(t, dir)
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(outside).To4(), Mask: net.CIDRMask(32, 32)}}
+	if err := netlink.AddrReplace(lo, addr); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { netlink.AddrDel(lo, addr) })
 	os.Chmod(dir, 0o755)
 	tmp := filepath.Join(dir, "tmp")
 	for from, to := range map[string]string{"/proc/self/exe": "test", filepath.Join(bin, "keg"): "keg"} {

@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// makeNetwork makes the namespace and names it by a mount.
+// makeNetwork makes the namespace, names it by a mount and opens the way out. Without one there are still
+// containers that reach each other.
 func (p place) makeNetwork() error {
 	f, err := os.OpenFile(p.net(), os.O_CREATE|os.O_RDONLY, 0o600)
 	if err != nil {
@@ -29,6 +30,12 @@ func (p place) fillNetwork() error {
 	if err := unix.Mount("/proc/thread-self/ns/net", p.net(), "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("name the user's network namespace: %w", err)
 	}
+	u, err := openUplink()
+	if err != nil {
+		return os.WriteFile(p.lack(), []byte(err.Error()), 0o600)
+	}
+	os.Remove(p.lack())
+	go u.serve()
 	return nil
 }
 

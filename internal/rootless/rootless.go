@@ -6,6 +6,7 @@
 //	     userns/making  held by who starts a keeper
 //	     userns/keeper  pid and start time of the keeper
 //	     userns/net     the network namespace, a mount that is seen inside only
+//	     userns/lack    why it has no way out, when it has none
 //
 // A command enters by becoming a few instructions of machine code that join the namespaces and execute
 // keg again: the same process, so that signals, terminal and exit status need no help. The keeper
@@ -39,6 +40,7 @@ func (p place) lock() string   { return filepath.Join(string(p), "lock") }
 func (p place) making() string { return filepath.Join(string(p), "making") }
 func (p place) keeper() string { return filepath.Join(string(p), "keeper") }
 func (p place) net() string    { return filepath.Join(string(p), "net") }
+func (p place) lack() string   { return filepath.Join(string(p), "lack") }
 
 // Entry is a command that wants to be inside.
 type Entry struct {
