@@ -26,7 +26,7 @@ func TestDockerDrivesUs(t *testing.T) {
 			t.Skip("needs Docker's engine to compare with: ", err)
 		}
 	}
-	d := startDocker(t)
+	d := startDockerOverKeg(t)
 	d.must(busyboxTar(t), "import", "-", "busy")
 	// The name goes by the image's command line, which must not matter to the runtime's.
 	for _, c := range []struct {
@@ -87,29 +87,34 @@ type dockerEngine struct {
 	sock string
 }
 
-// startDocker starts dockerd in namespaces of its own, all its files below one directory.
-func startDocker(t *testing.T) *dockerEngine {
+// startDockerOverKeg is Docker's engine with keg as the runtime.
+func startDockerOverKeg(t *testing.T) *dockerEngine {
+	keg, err := exec.LookPath(filepath.Join(bin, "keg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	runtime := filepath.Join(t.TempDir(), "keg-oci")
+	if err := os.Symlink(keg, runtime); err != nil {
+		t.Fatal(err)
+	}
+	return startDockerd(t, "--storage-driver", "vfs", "--add-runtime", "keg="+runtime, "--default-runtime", "keg")
+}
+
+// startDockerd starts dockerd in namespaces of its own, all its files below one directory.
+func startDockerd(t *testing.T, args ...string) *dockerEngine {
+	t.Helper()
 	// A Unix socket's address is short.
 	dir, err := os.MkdirTemp("", "kd")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	runtime := filepath.Join(dir, "keg-oci")
-	keg, err := exec.LookPath(filepath.Join(bin, "keg"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(keg, runtime); err != nil {
-		t.Fatal(err)
-	}
 	config := filepath.Join(dir, "daemon.json")
 	os.WriteFile(config, []byte("{}"), 0o600)
 	d := &dockerEngine{t, filepath.Join(dir, "sock")}
 	var log bytes.Buffer
-	cmd := exec.Command("dockerd", "--config-file", config, "--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"), "--pidfile", filepath.Join(dir, "pid"),
-		"-H", "unix://"+d.sock, "--bridge", "none", "--iptables=false", "--ip-forward=false", "--storage-driver", "vfs",
-		"--add-runtime", "keg="+runtime, "--default-runtime", "keg")
+	cmd := exec.Command("dockerd", append([]string{"--config-file", config, "--data-root", d.data(), "--exec-root", filepath.Join(dir, "exec"), "--pidfile", filepath.Join(dir, "pid"),
+		"-H", "unix://" + d.sock, "--bridge", "none", "--iptables=false", "--ip-forward=false"}, args...)...)
 	cmd.Stdout, cmd.Stderr = &log, &log
 	// With a pid namespace of its own nothing that it starts outlives it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
@@ -127,7 +132,7 @@ func startDocker(t *testing.T) *dockerEngine {
 			t.Log(log.String())
 		}
 	})
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		if _, code := d.docker(nil, "version"); code == 0 {
 			return d
 		}
@@ -138,16 +143,28 @@ func startDocker(t *testing.T) *dockerEngine {
 }
 
 func (d *dockerEngine) docker(stdin *bytes.Reader, args ...string) (string, int) {
-	if args[0] == "run" {
+	if args[0] == "run" { // there is no bridge
 		args = append([]string{"run", "--network", "none"}, args[1:]...)
 	}
-	cmd := exec.Command("docker", append([]string{"-H", "unix://" + d.sock}, args...)...)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Dir(d.sock), "DOCKER_CONFIG=" + filepath.Dir(d.sock)}
+	cmd := d.command(args...)
 	if stdin != nil {
 		cmd.Stdin = stdin
 	}
 	out, _ := cmd.CombinedOutput()
 	return string(out), cmd.ProcessState.ExitCode()
+}
+
+func (d *dockerEngine) data() string { return filepath.Join(filepath.Dir(d.sock), "data") }
+
+// command is the client of the same package as the engine.
+func (d *dockerEngine) command(args ...string) *exec.Cmd {
+	client := "/usr/bin/docker"
+	if _, err := os.Stat(client); err != nil {
+		client = "docker"
+	}
+	cmd := exec.Command(client, append([]string{"-H", "unix://" + d.sock}, args...)...)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Dir(d.sock), "DOCKER_CONFIG=" + filepath.Dir(d.sock)}
+	return cmd
 }
 
 func (d *dockerEngine) must(stdin *bytes.Reader, args ...string) string {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/opencontainers/go-digest"
 
 	"keg/internal/fault"
 	"keg/internal/image"
@@ -284,7 +285,7 @@ func (m *runMount) selector() selector {
 }
 
 // perform runs the command on the active snapshot.
-func (o *runOp) perform(ctx context.Context, s *solver, w *work) error {
+func (o *runOp) perform(ctx context.Context, s *solver, w *work) (err error) {
 	step := Step{Key: w.key, Dir: o.dir, User: o.user, Hostname: "buildkitsandbox", Network: o.network,
 		Args: o.args, Env: append(slices.Clone(o.env), o.proxies...), ExtraHosts: o.hosts,
 		ShmSize: o.shm, Ulimits: o.ulimits, Privileged: o.privileged}
@@ -300,6 +301,9 @@ func (o *runOp) perform(ctx context.Context, s *solver, w *work) error {
 			return err
 		}
 	}
+	if w.places, err = o.places(ctx, s, w.below); err != nil {
+		return err
+	}
 	code, err := s.runner.Run(ctx, step, w.v)
 	if err != nil {
 		return o.explain(err)
@@ -308,6 +312,30 @@ func (o *runOp) perform(ctx context.Context, s *solver, w *work) error {
 		return &ExitError{Args: o.args, Code: code}
 	}
 	return nil
+}
+
+// places lists where mounts go, as BuildKit's executor/stubs.go does: what only stands
+// there for a mount is not part of the image.
+func (o *runOp) places(ctx context.Context, s *solver, below []digest.Digest) ([]string, error) {
+	list := []string{"/etc/hostname", "/etc/hosts", "/etc/resolv.conf"}
+	if len(o.mounts) == 0 {
+		return list, nil
+	}
+	t, err := s.view(ctx, below)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range o.mounts {
+		if m.target == "" {
+			continue
+		}
+		real, _, err := follow(int(t.root.Fd()), m.target, true, nil)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, real)
+	}
+	return list, nil
 }
 
 // ExitError is a RUN that ended with another code than 0.

@@ -37,6 +37,8 @@ type work struct {
 	below []digest.Digest
 	v     *vertex
 	epoch *time.Time
+
+	places []string // made for mounts: they are not of the image while they are empty
 }
 
 // solver does one build.
@@ -287,7 +289,7 @@ func (s *solver) perform(ctx context.Context, step *step, below []digest.Digest,
 	if err := step.op.perform(ctx, s, w); err != nil {
 		return nil, s.missing(step, err)
 	}
-	c, err := s.snaps.Commit(ctx, active, snapshot.CommitOptions{Epoch: s.plan.epoch})
+	c, err := s.snaps.Commit(ctx, active, snapshot.CommitOptions{Epoch: s.plan.epoch, Omit: w.places})
 	if err != nil {
 		return nil, err
 	}

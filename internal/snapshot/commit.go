@@ -20,7 +20,7 @@ import (
 type CommitOptions struct {
 	Epoch *time.Time // newer file times are clamped to it
 	Copy  bool       // leave the active directory usable (commit of a container)
-	Omit  []string   // with Copy: places for mounts that are left out while they are empty
+	Omit  []string   // places for mounts, without links on the way: left out while they are empty
 }
 
 // Committed describes a layer made by Commit.
@@ -56,9 +56,9 @@ func (s *Store) Commit(ctx context.Context, key string, o CommitOptions) (c Comm
 		if err := copyUpper(ctx, s.Upper(key), dir); err != nil {
 			return c, fmt.Errorf("commit %s: %w", key, err)
 		}
-		if err := s.omit(p, dir, o.Omit); err != nil {
-			return c, fmt.Errorf("commit %s: %w", key, err)
-		}
+	}
+	if err := s.omit(p, dir, o.Omit); err != nil {
+		return c, fmt.Errorf("commit %s: %w", key, err)
 	}
 	d, err := s.diff(ctx, p, dir, hold.Path+"/recipe", o.Epoch)
 	if err != nil {
@@ -101,9 +101,12 @@ func copyUpper(ctx context.Context, from, to string) error {
 	return layer.CopyTree(ctx, src, dst)
 }
 
-// omit takes empty places for mounts out of a copy, and the directories that are only
+// omit takes empty places for mounts out of a layer to be, and the directories that are only
 // there for them.
 func (s *Store) omit(p parents, dir string, paths []string) error {
+	if len(paths) == 0 {
+		return nil
+	}
 	root, err := openRoot(dir)
 	if err != nil {
 		return err
