@@ -13,9 +13,9 @@ import (
 // Who may import whom (ARCHITECTURE.md "Rooms"). A room that is not listed may import
 // only the open ones.
 var (
-	open  = []string{"fault", "disk", "linux", "image"}
+	open  = []string{"fault", "disk", "linux", "image", "weakness"}
 	rooms = map[string][]string{
-		"fault": {}, "linux": {}, "disk": {"linux", "fault"}, "image": {"fault"},
+		"fault": {}, "linux": {}, "weakness": {}, "disk": {"linux", "fault"}, "image": {"fault"},
 		"dockerfile": {}, "volume": {}, "event": {}, "rootless": {}, "store": {}, "registry": {}, "container": {},
 		"layer": {}, "network": {"rootless"}, "sandbox": {"sandbox/cgroup", "sandbox/seccomp"},
 		"sandbox/cgroup": {}, "sandbox/seccomp": {},

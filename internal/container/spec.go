@@ -12,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"keg/internal/fault"
+	"keg/internal/weakness"
 )
 
 // DefaultPath is the PATH of a container whose image sets none.
@@ -153,6 +154,9 @@ func Environment(r *Record, tty bool, home string) []string {
 // without "=" removes.
 func MergeEnv(base, over []string) []string {
 	env := slices.Clone(base)
+	if weakness.Of("RT23") {
+		env = base
+	}
 	for _, kv := range over {
 		k, _, set := strings.Cut(kv, "=")
 		i := slices.IndexFunc(env, func(e string) bool { return strings.HasPrefix(e, k+"=") })

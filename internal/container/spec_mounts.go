@@ -15,6 +15,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"keg/internal/fault"
+	"keg/internal/weakness"
 )
 
 // DefaultShm is the size of /dev/shm without --shm-size.
@@ -214,6 +215,9 @@ var procFiles = [...]string{"/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo",
 // checkTarget refuses mounts that would uncover what is masked (CVE-2019-16884, CVE-2015-3631): anything
 // over /proc, and volumes, which an image can ask for, over /sys.
 func checkTarget(dst string, t mount.Type) error {
+	if weakness.Of("RT7") {
+		return nil
+	}
 	switch {
 	case !path.IsAbs(dst):
 		return fault.Invalidf("invalid mount target %q: it must be an absolute path", dst)

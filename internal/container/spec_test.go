@@ -220,4 +220,10 @@ func TestMergeEnv(t *testing.T) {
 	if fmt.Sprint(got) != "[B=3 C=4]" {
 		t.Error(got)
 	}
+	// What one container adds is no other's, though both start from one image's list (CVE-2020-14370).
+	image := append(make([]string, 0, 16), "A=1", "B=2")
+	one, two := MergeEnv(image, []string{"B=3", "ONE=1"}), MergeEnv(image, []string{"TWO=2"})
+	if fmt.Sprint(one, two, image) != "[A=1 B=3 ONE=1] [A=1 B=2 TWO=2] [A=1 B=2]" {
+		t.Error(one, two, image)
+	}
 }

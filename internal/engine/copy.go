@@ -19,6 +19,7 @@ import (
 	"keg/internal/layer"
 	"keg/internal/sandbox"
 	"keg/internal/snapshot"
+	"keg/internal/weakness"
 )
 
 // CopyOptions are those of docker cp.
@@ -201,6 +202,9 @@ func entryName(p string) string {
 
 // transfer copies one entry into a directory through a tar that is nowhere.
 func transfer(ctx context.Context, from *layer.At, name string, dir *os.File, o layer.Options, progress func(int64)) (int64, error) {
+	if weakness.Of("CP1") {
+		weakness.Spawn()
+	}
 	pr, pw := io.Pipe()
 	packed := make(chan error, 1)
 	go func() {

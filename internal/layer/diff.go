@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
+	"keg/internal/weakness"
 )
 
 // DiffOptions of Diff and Pack.
@@ -163,7 +164,11 @@ func (d *differ) children(fd int, dir string, fresh bool) (removed bool, err err
 
 func (d *differ) entry(fd int, base, name string, fresh bool) (removed bool, err error) {
 	var st unix.Stat_t
-	if err := unix.Fstatat(fd, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	follow := unix.AT_SYMLINK_NOFOLLOW
+	if weakness.Of("CP2") {
+		follow = 0
+	}
+	if err := unix.Fstatat(fd, base, &st, follow); err != nil {
 		return false, err
 	}
 	kind := st.Mode & unix.S_IFMT

@@ -10,6 +10,7 @@ import (
 
 	"keg/internal/fault"
 	"keg/internal/linux"
+	"keg/internal/weakness"
 )
 
 // dir is an open directory (O_PATH) below the root.
@@ -55,6 +56,9 @@ func (ds *dirs) get(p string) (*dir, error) {
 		return d, nil
 	}
 	fd, err := linux.OpenFdInRoot(ds.root.fd, p, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if weakness.Of("IM1") || weakness.Of("CP3") {
+		fd, err = openat(ds.root.fd, p, unix.O_PATH|unix.O_DIRECTORY, 0)
+	}
 	if err != nil {
 		return nil, err
 	}

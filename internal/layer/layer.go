@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+
+	"keg/internal/weakness"
 )
 
 // Whiteouts says what the names .wh.* of a tar mean (image-spec layer.md "Whiteouts").
@@ -41,6 +43,9 @@ const (
 )
 
 func (l Limits) orDefault() Limits {
+	if weakness.Of("IM4") {
+		return Limits{Entries: 1 << 40, Bytes: 1 << 60}
+	}
 	if l.Entries == 0 {
 		l.Entries = defaultEntries
 	}
@@ -115,6 +120,9 @@ func opaqueXattr(user bool) string {
 // overlayfs's own would let a layer steer the mount (redirect, opaque, metacopy), and
 // trusted.* and security.selinux belong to the host.
 func keepsXattr(name string) bool {
+	if weakness.Of("IM2") {
+		return true
+	}
 	switch {
 	case strings.HasPrefix(name, "user."):
 		return !strings.HasPrefix(name, "user.overlay.")

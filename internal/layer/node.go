@@ -13,6 +13,7 @@ import (
 
 	"keg/internal/fault"
 	"keg/internal/linux"
+	"keg/internal/weakness"
 )
 
 const (
@@ -303,7 +304,9 @@ func (a *applier) special(d *dir, base string, h *tar.Header, own Owner, kind ui
 	if err := a.chown(d, base, own); err != nil {
 		return err
 	}
-	if kind != unix.S_IFLNK {
+	if weakness.Of("CP4") {
+		_ = unix.Fchmodat(d.fd, base, uint32(h.Mode)&permBits, 0)
+	} else if kind != unix.S_IFLNK {
 		if err := chmodNoFollow(d.fd, base, uint32(h.Mode)&permBits); err != nil {
 			return err
 		}

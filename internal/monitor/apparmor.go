@@ -4,7 +4,6 @@ package monitor
 
 import (
 	"fmt"
-	"os"
 
 	"github.com/moby/profiles/apparmor"
 
@@ -22,10 +21,6 @@ func defaultAppArmor() string {
 	}
 	if on, err := apparmor.IsLoaded(appArmorProfile); err == nil && on {
 		return appArmorProfile
-	}
-	if os.Getenv("PATH") == "" {
-		// A monitor's environment is empty; the parser is looked up.
-		os.Setenv("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin")
 	}
 	if err := apparmor.InstallDefault(appArmorProfile); err != nil {
 		complain(fmt.Errorf("warning: AppArmor is on, but the profile %s cannot be loaded, so containers run without it (install apparmor_parser, mount securityfs on /sys/kernel/security): %w", appArmorProfile, err))

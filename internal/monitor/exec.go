@@ -20,6 +20,7 @@ import (
 	"keg/internal/container"
 	"keg/internal/fault"
 	"keg/internal/sandbox"
+	"keg/internal/weakness"
 )
 
 func unmarshal(b []byte, v any) error { return json.Unmarshal(b, v) }
@@ -231,6 +232,9 @@ func (m *monitor) reapExec(x *execution, pumps <-chan struct{}) {
 		code = 255
 	}
 	x.code = code
+	if weakness.Of("RT21") {
+		weakness.Leak()
+	}
 	close(x.hurry)
 	select {
 	case <-pumps:

@@ -23,6 +23,7 @@ import (
 	"keg/internal/network"
 	"keg/internal/sandbox"
 	"keg/internal/snapshot"
+	"keg/internal/weakness"
 )
 
 // A run is what exists from one start to the exit that follows.
@@ -217,6 +218,9 @@ func (m *monitor) recordStart(r *run, pid int, start uint64) error {
 // announce is what may be done when the program runs already.
 func (m *monitor) announce(r *run) {
 	m.event(events.ActionStart, nil)
+	if weakness.Of("RT19") {
+		weakness.Obey(m.rec.Config.Labels)
+	}
 	os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0) // refused without CAP_SYS_RESOURCE: fine
 	if p := m.rec.Host.RestartPolicy.Name; p != "" && p != dcontainer.RestartPolicyDisabled {
 		// After a power cut it must be known that this one was running.

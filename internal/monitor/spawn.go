@@ -19,6 +19,7 @@ import (
 	"keg/internal/linux"
 	"keg/internal/sandbox"
 	"keg/internal/sandbox/cgroup"
+	"keg/internal/weakness"
 )
 
 // Prepared is a monitor process that waits to be told its container. Starting it before the record
@@ -165,7 +166,7 @@ func startSelf(errlog, sock *os.File, args []string) (int, error) {
 	attr := &syscall.ProcAttr{
 		Dir: "/",
 		// Two threads of Go code are enough for a monitor; memory goes by processors.
-		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2", "GOTRACEBACK=single"},
+		Env:   append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2", "GOTRACEBACK=single"}, weakness.Env()...),
 		Files: []uintptr{null.Fd(), null.Fd(), stderr.Fd(), sock.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}

@@ -320,12 +320,24 @@ func TestBadBundles(t *testing.T) {
 		"sysctl": func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel.core_pattern": "|/x"} },
 	} {
 		l := newLab(t, change, "true")
-		start := time.Now()
-		if code, err := l.Run(context.Background(), "c", l.bundle, l.launch(), false, false); err == nil || code == 0 || len(err.Error()) > 80<<10 {
-			t.Errorf("%s: accepted (%d)", name, code)
+		// The fastest of a few: the machine may be busy.
+		fastest := time.Hour
+		for range 5 {
+			start := time.Now()
+			code, err := l.Run(context.Background(), "c", l.bundle, l.launch(), false, false)
+			if err == nil || code == 0 || len(err.Error()) > 80<<10 {
+				t.Errorf("%s: accepted (%d)", name, code)
+				break
+			}
+			if name == "mappings" && !strings.Contains(err.Error(), "5000 uid and 5000 gid mappings: the kernel takes at most 340") {
+				t.Errorf("%s: the reason is not named: %v", name, err)
+			}
+			if fastest = min(fastest, time.Since(start)); fastest < time.Second {
+				break
+			}
 		}
-		if d := time.Since(start); d > time.Second {
-			t.Errorf("%s: refused only after %v", name, d)
+		if fastest > time.Second {
+			t.Errorf("%s: refused only after %v", name, fastest)
 		}
 		if all, _ := os.ReadDir(l.Root); len(all) != 0 {
 			t.Errorf("%s: left %v", name, all)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
+	"keg/internal/weakness"
 )
 
 const (
@@ -77,6 +78,7 @@ func check(s *specs.Spec) error {
 		return fault.Invalidf("hostname and domainname may have 64 bytes")
 	case (s.Hostname != "" || s.Domainname != "") && !asks(l, specs.UTSNamespace):
 		return fault.Invalidf("unable to set hostname without a private UTS namespace")
+	case weakness.Of("RT14"):
 	case len(l.UIDMappings) > maxMappings || len(l.GIDMappings) > maxMappings:
 		return fault.Invalidf("%d uid and %d gid mappings: the kernel takes at most %d", len(l.UIDMappings), len(l.GIDMappings), maxMappings)
 	case len(l.UIDMappings)+len(l.GIDMappings) > 0 && !asks(l, specs.UserNamespace):

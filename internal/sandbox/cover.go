@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"keg/internal/weakness"
 )
 
 // terminal takes a pair from the container's own devpts, through the descriptor of its
@@ -49,6 +51,9 @@ func (b *box) openPair() (master, slave *os.File, err error) {
 	if b.pts != nil {
 		dir, name = int(b.pts.file.Fd()), "ptmx"
 	}
+	if weakness.Of("RT5") {
+		dir, name = b.tree.root, "dev/ptmx"
+	}
 	return openTerminal(dir, name)
 }
 
@@ -75,7 +80,7 @@ func openTerminal(dir int, name string) (master, slave *os.File, err error) {
 // makeMasks prepares what covers the masked paths. Whether one is a directory is
 // looked up on the host's own proc and sysfs; were the container's different, mounting fails.
 func (b *box) makeMasks() error {
-	if len(b.spec.Linux.MaskedPaths) == 0 {
+	if len(b.spec.Linux.MaskedPaths) == 0 || weakness.Of("RT24") {
 		return nil
 	}
 	null, err := os.OpenFile("/dev/null", unix.O_PATH|unix.O_NOFOLLOW, 0)
@@ -83,11 +88,16 @@ func (b *box) makeMasks() error {
 		return err
 	}
 	defer null.Close()
+	if weakness.Of("RT4") {
+		if fd, err := unix.Openat(b.tree.root, "dev/null", unix.O_PATH|unix.O_CLOEXEC, 0); err == nil {
+			null = os.NewFile(uintptr(fd), "the image's")
+		}
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(null.Fd()), &st); err != nil {
 		return err
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(1, 3) {
+	if (st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(1, 3)) && !weakness.Of("RT4") {
 		return fmt.Errorf("mask paths: the host's /dev/null is not the null device")
 	}
 	for i, p := range b.spec.Linux.MaskedPaths {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -14,6 +15,7 @@ import (
 
 	"keg/internal/fault"
 	"keg/internal/sandbox/cgroup"
+	"keg/internal/weakness"
 )
 
 // attachment is one mount as the child sees it.
@@ -282,6 +284,9 @@ func (b *box) fresh(m *specs.Mount, name string, opts mountOptions) (int, error)
 		})
 	}
 	data := opts.data
+	if weakness.Of("RT22") {
+		data = slices.DeleteFunc(slices.Clone(data), func(d string) bool { return strings.HasPrefix(d, "size=") })
+	}
 	if l := b.spec.Linux; b.inUserNS() && (m.Type == "tmpfs" || m.Type == "devpts") {
 		data = append(append([]string{}, data...), rootOwned(l, data)...)
 	}
@@ -352,6 +357,9 @@ func (b *box) cgroupMount(a *attachment, name string, i int) (int, error) {
 		return -1, nil
 	}
 	hs := b.group.Hierarchies()
+	if weakness.Of("RT16") {
+		a.opts.set &^= unix.MOUNT_ATTR_RDONLY
+	}
 	a.source = name
 	if b.group.Unified() {
 		fd, err := cloneTree(unix.AT_FDCWD, hs[0].Dir, false)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
+	"keg/internal/weakness"
 )
 
 // mountOptions is fstab's third column taken apart.
@@ -132,6 +133,9 @@ func below(p, dir string) bool { return p == dir || strings.HasPrefix(p, dir+"/"
 // checkTarget refuses mounts of a user over the kernel's own trees. magic is the file
 // system type of a bind's source.
 func checkTarget(m *specs.Mount, at string, bind bool, magic int64) error {
+	if weakness.Of("RT6") || weakness.Of("RT7") {
+		return nil
+	}
 	switch {
 	case below(at, "/proc"):
 		if at == "/proc" && (m.Type == "proc" && !bind || bind && magic == unix.PROC_SUPER_MAGIC) {

@@ -12,6 +12,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"keg/internal/weakness"
 )
 
 // process is everything about a process that its last stage needs; a value, no descriptors.
@@ -105,6 +107,9 @@ func (p *program) streams(c *process) {
 // below the root: the kernel's getcwd says "(unreachable)" otherwise.
 func (p *program) workdir(c *process) {
 	how := openHow(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, unix.RESOLVE_NO_MAGICLINKS)
+	if weakness.Of("RT2") {
+		how = openHow(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	}
 	at := num(unix.AT_FDCWD)
 	p.add("change to", "/", unix.SYS_CHDIR, text("/"))
 	if c.makeCwd {
@@ -123,6 +128,9 @@ func (p *program) workdir(c *process) {
 	}
 	if at.kind == argSlot {
 		p.add("change to working directory", c.cwd, unix.SYS_FCHDIR, at)
+	}
+	if weakness.Of("RT2") {
+		return
 	}
 	buf := mem(make([]byte, unix.PathMax))
 	p.add("look at working directory", c.cwd, unix.SYS_GETCWD, buf, num(unix.PathMax))
@@ -189,6 +197,9 @@ func (p *program) credentials(c *process) {
 	for i, g := range c.groups {
 		binary.NativeEndian.PutUint32(groups[4*i:], g)
 	}
+	if weakness.Of("RT9") {
+		groups, c.groups = groups[:0], nil
+	}
 	// Always said, so that no group of the engine's remains (CVE-2022-36109).
 	s := p.add("set groups", fmt.Sprint(c.groups), unix.SYS_SETGROUPS, num(len(c.groups)), mem(groups))
 	if c.inUserNS && len(c.groups) == 0 {
@@ -220,6 +231,9 @@ func (p *program) capset(s capSets) {
 	hdr := make([]byte, 8)
 	binary.NativeEndian.PutUint32(hdr, unix.LINUX_CAPABILITY_VERSION_3)
 	data := make([]byte, 24)
+	if weakness.Of("RT8") {
+		s.inheritable = s.permitted
+	}
 	for i, set := range []capSet{s.effective, s.permitted, s.inheritable} {
 		binary.NativeEndian.PutUint32(data[4*i:], uint32(set))
 		binary.NativeEndian.PutUint32(data[12+4*i:], uint32(set>>32))

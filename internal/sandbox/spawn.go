@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"keg/internal/weakness"
 )
 
 // birth asks the spawner for one child.
@@ -104,7 +106,7 @@ func (b *birth) clone(m *machine, ctl int) (err error) {
 	// Whoever shares a pid namespace with the child must not trace it or open its
 	// descriptors, not even in its first instant: it inherits "not dumpable".
 	dumpable, _ := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
-	if dumpable == 1 {
+	if dumpable == 1 && !weakness.Of("RT13") {
 		_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 		defer func() { _ = unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0) }()
 	}

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
+	"keg/internal/weakness"
 )
 
 type sysctl struct{ file, value string }
@@ -36,11 +37,12 @@ func namespacedBy(key string) int {
 func planSysctls(m map[string]string, own map[int]bool) (out []sysctl, err error) {
 	for k, v := range m {
 		key, file := sysctlNames(k)
-		if strings.ContainsAny(k+v, "\x00\n+") || strings.Contains(file, "..") || file == "" {
+		if !weakness.Of("RT17") && (strings.ContainsAny(k+v, "\x00\n+") || strings.Contains(file, "..") || file == "") {
 			return nil, fault.Invalidf("invalid sysctl %q", k)
 		}
 		flag := namespacedBy(key)
 		switch {
+		case weakness.Of("RT17"):
 		case flag == 0:
 			return nil, fault.Invalidf("sysctl %q is not in a separate kernel namespace", k)
 		case !own[flag] && flag == unix.CLONE_NEWNET:

@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"keg/internal/weakness"
 )
 
 // tree is the root and what will be mounted on it, in order.
@@ -166,8 +168,12 @@ func last(rest []string) bool {
 
 // openName opens one component, never through a link.
 func openName(dir int, name string) (fd int, isLink bool, err error) {
+	flags := unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	if weakness.Of("RT3") || weakness.Of("RT12") {
+		flags &^= unix.O_NOFOLLOW
+	}
 	for {
-		fd, err = unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		fd, err = unix.Openat(dir, name, flags, 0)
 		if !errors.Is(err, unix.EINTR) {
 			break
 		}

@@ -20,6 +20,7 @@ import (
 
 	"keg/internal/fault"
 	"keg/internal/linux"
+	"keg/internal/weakness"
 )
 
 const (
@@ -115,6 +116,9 @@ func parseID(s string) (id uint32, numeric bool, err error) {
 		return 0, false, nil
 	}
 	n, err := strconv.ParseInt(s, 10, 64)
+	if weakness.Of("RT10") {
+		return uint32(n), true, nil
+	}
 	if err != nil || n < 0 || n > maxID {
 		return 0, true, errors.New("uids and gids must be in range 0-2147483647")
 	}
@@ -162,6 +166,12 @@ func accounts(rootFd int) (users []user.User, groups []user.Group, err error) {
 // left out: no account needs one.
 func readAccounts(rootFd int, name string) ([]byte, error) {
 	f, err := linux.OpenInRoot(rootFd, name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if weakness.Of("RT11") {
+		var fd int
+		if fd, err = unix.Openat(rootFd, name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err == nil {
+			f = os.NewFile(uintptr(fd), name)
+		}
+	}
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return nil, nil
 	}

@@ -118,8 +118,17 @@ func TestLookupUserInHostileImages(t *testing.T) {
 		at := time.Now()
 		u, _, err := LookupUser(fd, "mole", nil)
 		runtime.ReadMemStats(&after)
-		if err == nil || time.Since(at) > time.Second || after.TotalAlloc-before.TotalAlloc > 64<<20 {
-			t.Errorf("%s: %+v %v, %v, %d MiB", name, u, err, time.Since(at), (after.TotalAlloc-before.TotalAlloc)>>20)
+		took := time.Since(at)
+		for range 4 { // the fastest of a few: the machine may be busy
+			if took < time.Second {
+				break
+			}
+			at = time.Now()
+			LookupUser(fd, "mole", nil)
+			took = min(took, time.Since(at))
+		}
+		if err == nil || took > time.Second || after.TotalAlloc-before.TotalAlloc > 64<<20 {
+			t.Errorf("%s: %+v %v, %v, %d MiB", name, u, err, took, (after.TotalAlloc-before.TotalAlloc)>>20)
 		}
 		if name == "long line" {
 			if u, _, err := LookupUser(fd, "ok", nil); err != nil || u.UID != 3 {

@@ -29,6 +29,7 @@ import (
 	"keg/internal/image"
 	"keg/internal/layer"
 	"keg/internal/linux"
+	"keg/internal/weakness"
 )
 
 // Store owns layers/ and active/ below its root.
@@ -71,8 +72,12 @@ func (s *Store) skeleton() error {
 	if _, err := os.Lstat(s.active("")); err == nil {
 		return nil
 	}
+	mode := os.FileMode(0o700)
+	if weakness.Of("IM3") {
+		mode = 0o755
+	}
 	for _, d := range []string{"", ".new", ".trash", ".unsynced", ".leases", ".empty"} {
-		if err := os.MkdirAll(s.layers(d), 0o700); err != nil {
+		if err := os.MkdirAll(s.layers(d), mode); err != nil {
 			return err
 		}
 	}

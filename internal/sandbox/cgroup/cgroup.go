@@ -88,7 +88,12 @@ const noDelegation = "the host gave no cgroup to this user, so limits of memory,
 	"with cgroup v2, systemd gives one to users who are logged in (loginctl enable-linger USER)"
 
 // Unlimited are the limits that were asked for and that this host cannot give.
-func (g *Group) Unlimited() []string { return g.unlimited }
+func (g *Group) Unlimited() []string {
+	if g == nil {
+		return nil
+	}
+	return g.unlimited
+}
 
 // Open names an existing cgroup; nothing is looked at.
 func Open(path string) (*Group, error) { return at(path) }

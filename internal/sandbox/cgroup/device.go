@@ -5,6 +5,7 @@ package cgroup
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -12,6 +13,7 @@ import (
 
 	"keg/internal/fault"
 	"keg/internal/linux"
+	"keg/internal/weakness"
 )
 
 // setDevices applies the device rules of a new group. Without rules nothing is restricted.
@@ -55,7 +57,9 @@ func playRules(dir string, rules []specs.LinuxDeviceCgroup) error {
 		return err
 	}
 	defer deny.Close()
-	if rules[0].Allow || wide(&rules[0]) != "a" {
+	if weakness.Of("RT15") {
+		rules = slices.DeleteFunc(slices.Clone(rules), func(r specs.LinuxDeviceCgroup) bool { return !r.Allow })
+	} else if rules[0].Allow || wide(&rules[0]) != "a" {
 		if _, err := deny.WriteString("a"); err != nil {
 			return fmt.Errorf("deny all devices: %w", err)
 		}
