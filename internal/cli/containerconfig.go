@@ -18,6 +18,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 	"github.com/spf13/pflag"
 
+	ctr "keg/internal/container"
 	"keg/internal/engine"
 	"keg/internal/image"
 )
@@ -216,12 +217,14 @@ func checkModes(h *container.HostConfig) error {
 	}{
 		{h.PidMode.Valid(), "--pid: invalid PID mode"},
 		{h.UTSMode.Valid(), "--uts: invalid UTS mode"},
-		{h.UsernsMode.Valid(), "--userns: invalid USER mode"},
 		{h.CgroupnsMode.Valid(), "--cgroupns: invalid CGROUP mode"},
 	} {
 		if !m.ok {
 			return errors.New(m.flag)
 		}
+	}
+	if _, err := ctr.ParseUserns(string(h.UsernsMode)); err != nil {
+		return fmt.Errorf("--userns: %w", err)
 	}
 	return container.ValidateRestartPolicy(h.RestartPolicy)
 }

@@ -38,6 +38,10 @@ type SpecOptions struct {
 	// NetNS, PidNS, IpcNS are paths of the namespaces of another container
 	// ("container:ID"); ShmPath is a /dev/shm shared with others (IpcMode shareable, container:ID).
 	NetNS, PidNS, IpcNS, ShmPath string
+	// UIDMappings and GIDMappings are of a user namespace of the container's own; Shifted says that
+	// volumes have on disk the owners that the container sees.
+	UIDMappings, GIDMappings []specs.LinuxIDMapping
+	Shifted                  bool
 	// Devices tells what a host path of --device is: one device, or those below a directory.
 	Devices func(path string) ([]specs.LinuxDevice, error)
 	// HostDevices are all of the host's, for --privileged.
@@ -65,6 +69,7 @@ func Spec(r *Record, o SpecOptions) (*specs.Spec, error) {
 		return nil, err
 	}
 	s.Linux.Namespaces = namespaces(r, o)
+	s.Linux.UIDMappings, s.Linux.GIDMappings = o.UIDMappings, o.GIDMappings
 	if s.Mounts, err = mounts(r, o, s.Linux); err != nil {
 		return nil, err
 	}
@@ -186,6 +191,7 @@ func namespaces(r *Record, o SpecOptions) []specs.LinuxNamespace {
 	add(specs.UTSNamespace, "", !h.UTSMode.IsHost())
 	add(specs.PIDNamespace, o.PidNS, !h.PidMode.IsHost())
 	add(specs.IPCNamespace, o.IpcNS, !h.IpcMode.IsHost())
+	add(specs.UserNamespace, "", len(o.UIDMappings) > 0)
 	add(specs.CgroupNamespace, "", !h.CgroupnsMode.IsHost())
 	return ns
 }

@@ -122,6 +122,9 @@ func userMounts(r *Record, o SpecOptions, l *specs.Linux) ([]specs.Mount, error)
 			if err != nil {
 				return nil, err
 			}
+			if o.Shifted && p.Type == mount.TypeVolume {
+				m.Options = append(m.Options, "idmap")
+			}
 			out = append(out, m)
 		}
 	}

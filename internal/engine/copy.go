@@ -254,7 +254,15 @@ func (e *Engine) side(ctx context.Context, ref string, write bool) (_ *side, err
 	if write && r.Host.ReadonlyRootfs && !isLive(st.Status) && len(r.Mounts) == 0 {
 		return nil, errReadOnlyRoot()
 	}
-	if isLive(st.Status) {
+	// A range of ids of its own is seen in the running root, and not on disk.
+	mode, err := ctr.ParseUserns(string(r.Host.UsernsMode))
+	if err != nil {
+		return nil, err
+	}
+	if mode.Auto && isLive(st.Status) && write {
+		return nil, fault.Unsupportedf("container %s runs with ids of its own (--userns=%s), and files cannot be copied into it meanwhile; stop it first", r.Name, r.Host.UsernsMode)
+	}
+	if isLive(st.Status) && !mode.Auto {
 		c, err := e.monitors.Dial(ctx, r.ID)
 		if err == nil {
 			defer c.Close()

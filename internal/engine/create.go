@@ -13,6 +13,7 @@ import (
 	ctr "keg/internal/container"
 	"keg/internal/fault"
 	"keg/internal/image"
+	"keg/internal/linux"
 )
 
 // CreateOptions is the body of docker create: what the user asked for, before the
@@ -125,6 +126,7 @@ func (e *Engine) record(o CreateOptions, img found) (*ctr.Record, []string, erro
 	if err := checkHost(&c, &h); err != nil {
 		return nil, nil, err
 	}
+	keepUser(&c, &h, o.Config.User)
 	normalise(&c, &h)
 	if err := checkNetMode(o.Config, &h); err != nil {
 		return nil, nil, err
@@ -137,6 +139,23 @@ func (e *Engine) record(o CreateOptions, img found) (*ctr.Record, []string, erro
 	}
 	r.Networks = endpoints(&h, o.Networks)
 	return r, e.warnings(o, img), nil
+}
+
+// keepUser makes the caller the container's user with --userns=keep-id, unless another was asked for.
+func keepUser(c *container.Config, h *container.HostConfig, asked string) {
+	mode, err := ctr.ParseUserns(string(h.UsernsMode))
+	if err != nil || !mode.KeepID || asked != "" {
+		return
+	}
+	uid, _ := linux.OwnIDs("uid_map")
+	gid, _ := linux.OwnIDs("gid_map")
+	if mode.UID >= 0 {
+		uid = uint32(mode.UID)
+	}
+	if mode.GID >= 0 {
+		gid = uint32(mode.GID)
+	}
+	c.User = fmt.Sprintf("%d:%d", uid, gid)
 }
 
 // warnings are what Docker says beside a container that it did create.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 
+	ctr "keg/internal/container"
 	"keg/internal/delegate"
 	"keg/internal/fault"
 )
@@ -103,6 +104,11 @@ func checkModes(h *container.HostConfig) error {
 		return fault.Invalidf("invalid UTS mode: %s", h.UTSMode)
 	case !h.CgroupnsMode.Valid():
 		return fault.Invalidf("invalid cgroup namespace mode: %s", h.CgroupnsMode)
+	}
+	if mode, err := ctr.ParseUserns(string(h.UsernsMode)); err != nil {
+		return err
+	} else if mode.Own() && (h.Privileged || !delegate.Own(h.Runtime)) {
+		return fault.Invalidf("--userns=%s: privileged containers and those of other runtimes have the engine's ids; leave --userns out, or use host", h.UsernsMode)
 	}
 	for key := range h.Annotations {
 		if key == "" {

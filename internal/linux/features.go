@@ -2,6 +2,7 @@ package linux
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -211,3 +212,22 @@ var ownMap = sync.OnceValue(func() string {
 	}
 	return strings.Join(strings.Fields(string(b)), " ")
 })
+
+// OwnIDs tells from uid_map or gid_map what our id 0 is outside of our user namespace, and how many
+// ids follow each other from 0.
+func OwnIDs(file string) (outer, size uint32) {
+	b, _ := os.ReadFile("/proc/self/" + file)
+	for line := range strings.Lines(string(b)) {
+		var in, out, n uint32
+		if _, err := fmt.Sscan(line, &in, &out, &n); err != nil {
+			continue
+		}
+		if in == 0 {
+			outer = out
+		}
+		if in == size {
+			size += n
+		}
+	}
+	return outer, size
+}

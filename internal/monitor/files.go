@@ -32,7 +32,7 @@ type attached struct {
 }
 
 // attachNetwork works beside the mounts.
-func (m *monitor) attachNetwork(ctx context.Context) <-chan attached {
+func (m *monitor) attachNetwork(ctx context.Context, ids *userns) <-chan attached {
 	c := make(chan attached, 1)
 	mode := m.rec.Host.NetworkMode
 	switch {
@@ -45,6 +45,9 @@ func (m *monitor) attachNetwork(ctx context.Context) <-chan attached {
 	default:
 		go func() {
 			q := networkRequest(m.rec)
+			if ids != nil {
+				q.NetNS = int(ids.net.Fd())
+			}
 			err := m.addLinks(&q)
 			var a *network.Attachment
 			if err == nil {

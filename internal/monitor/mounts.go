@@ -19,6 +19,7 @@ import (
 	"keg/internal/container"
 	"keg/internal/fault"
 	"keg/internal/linux"
+	"keg/internal/snapshot"
 )
 
 // prepareVolumes makes the sources of the mounts available for as long as the run lasts.
@@ -65,7 +66,16 @@ func (m *monitor) prepareVolume(ctx context.Context, r *run, name, dest string, 
 	if noCopy {
 		return nil
 	}
-	return m.volumes.CopyUp(ctx, r.root, dest, name)
+	if r.ids.shift() == nil {
+		return m.volumes.CopyUp(ctx, r.root, dest, name)
+	}
+	// The volume is mounted with shifted owners, too: it gets those on disk.
+	fd, err := m.snapshots.Mount(m.id, snapshot.MountOptions{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return m.volumes.CopyUp(ctx, fd, dest, name)
 }
 
 // prepareImage mounts an image's tree in the run directory, where a mount can be bound from.

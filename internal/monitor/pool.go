@@ -72,5 +72,5 @@ func (s *steps) network(ctx context.Context, m *monitor, st Step) <-chan attache
 		c <- attached{a: a, hosts: a.Hosts, resolv: a.Resolv}
 		return c
 	}
-	return m.attachNetwork(ctx)
+	return m.attachNetwork(ctx, nil)
 }

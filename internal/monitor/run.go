@@ -46,6 +46,7 @@ type run struct {
 	outputs []*os.File
 	health  *health
 	box     *delegate.Container // of an installed runtime; nil: the sandbox's own
+	ids     *userns             // of its own; nil: the engine's
 }
 
 // start makes everything and executes the program. The starter, when there is one, is
@@ -58,7 +59,10 @@ func (m *monitor) start(starter *link, attach *attachment) (_ *run, err error) {
 			r.free()
 		}
 	}()
-	attached := m.attachNetwork(ctx)
+	if r.ids, err = m.makeUserns(); err != nil {
+		return nil, err
+	}
+	attached := m.attachNetwork(ctx, r.ids)
 	opts, err := m.prepare(ctx, r)
 	if n := <-attached; n.err != nil {
 		return nil, errors.Join(err, n.err)
@@ -111,6 +115,9 @@ func (m *monitor) start(starter *link, attach *attachment) (_ *run, err error) {
 func (r *run) execute(ctx context.Context, m *monitor, stdio [3]*os.File) (err error) {
 	o := sandbox.Options{Root: r.root, Stdio: stdio, NetNS: r.netns(), Cgroup: cgroupPath(m.rec),
 		Cache: filepath.Join(m.roots.Root, "seccomp"), DefaultSeccomp: !seccompOff(m.rec.Host)}
+	if r.ids != nil {
+		o.UserNS = r.ids.user
+	}
 	if m.lock != nil { // the steps of a build have no record
 		o.Private = []*os.File{m.lock}
 		o.Recorded = func(pid int, start uint64) error { return m.recordStart(r, pid, start) }
@@ -238,13 +245,16 @@ func (m *monitor) prepare(ctx context.Context, r *run) (o container.SpecOptions,
 	if err := os.MkdirAll(filepath.Join(m.roots.Root, "seccomp"), 0o700); err != nil {
 		return o, err
 	}
-	if r.root, err = m.snapshots.Mount(m.id, snapshot.MountOptions{Volatile: h.AutoRemove}); err != nil {
+	if r.root, err = m.snapshots.Mount(m.id, snapshot.MountOptions{Volatile: h.AutoRemove, Shift: r.ids.shift()}); err != nil {
 		r.root = -1
 		return o, fmt.Errorf("mount the root of container %s: %w", m.id, err)
 	}
 	u, home, err := sandbox.LookupUser(r.root, m.rec.Config.User, h.GroupAdd)
 	if err != nil {
 		return o, err
+	}
+	if r.ids != nil {
+		o.UIDMappings, o.GIDMappings, o.Shifted = r.ids.uids, r.ids.gids, r.ids.shifted
 	}
 	o.UID, o.GID, o.AdditionalGids, o.Home = u.UID, u.GID, u.AdditionalGids, home
 	if err := m.prepareVolumes(ctx, r); err != nil {
@@ -359,6 +369,8 @@ func (r *run) freeFiles() {
 	}
 	closeAll(r.files)
 	r.files = nil
+	r.ids.close()
+	r.ids = nil
 	for _, release := range r.volumes {
 		release()
 	}

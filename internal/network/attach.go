@@ -66,7 +66,7 @@ func (s *Store) attach(ctx context.Context, r Request) (_ *Attachment, err error
 	if slices.ContainsFunc(a.ends, func(e *end) bool { return e.rec.userDefined() }) {
 		a.dns = newResolver(conf.direct(true, true).servers)
 	}
-	making := s.startNetNS(netnsOptions{ipv6: six, dns: a.dns})
+	making := s.startNetNS(netnsOptions{ipv6: six, dns: a.dns, given: r.NetNS})
 	defer func() {
 		if err != nil {
 			a.abandon(making)

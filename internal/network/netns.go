@@ -29,8 +29,9 @@ type netns struct {
 }
 
 type netnsOptions struct {
-	ipv6 bool
-	dns  *resolver // opens its sockets inside; nil for none
+	given int // an empty namespace; 0: make one
+	ipv6  bool
+	dns   *resolver // opens its sockets inside; nil for none
 }
 
 // startNetNS makes a namespace in the background; the function waits for it, as often
@@ -73,7 +74,11 @@ func newNetNS(o netnsOptions) (n *netns, err error) {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
 	defer unix.Close(old)
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+	enter := func() error { return unix.Unshare(unix.CLONE_NEWNET) }
+	if o.given > 0 {
+		enter = func() error { return unix.Setns(o.given, unix.CLONE_NEWNET) }
+	}
+	if err := enter(); err != nil {
 		if errors.Is(err, unix.EPERM) {
 			return nil, fault.Deniedf("make network namespace: %w (is keg running as root?)", err)
 		}

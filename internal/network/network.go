@@ -74,6 +74,7 @@ type Request struct {
 	ExtraHosts           []string        // host:ip or host=ip; the ip may be "host-gateway"
 	DNS, Search, Options []string
 	PID                  int // not used by Attach; for Connect
+	NetNS                int // the namespace to furnish, which the caller closes; 0: a new one
 }
 
 // Paths. Only these methods know where a file is.

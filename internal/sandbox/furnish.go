@@ -127,6 +127,9 @@ func (b *box) openRoot() error {
 		return fmt.Errorf("look at the root: %w", unix.ENOTDIR)
 	}
 	b.tree.root = fd
+	if b.o.UserNS != nil && !holds(b.uidMap(), 0) {
+		b.tree.owner = &owner{int(hostID(0, b.uidMap())), int(hostID(0, b.gidMap()))}
+	}
 	return nil
 }
 
@@ -288,7 +291,8 @@ func (b *box) fresh(m *specs.Mount, name string, opts mountOptions) (int, error)
 		data = slices.DeleteFunc(slices.Clone(data), func(d string) bool { return strings.HasPrefix(d, "size=") })
 	}
 	if l := b.spec.Linux; b.inUserNS() && (m.Type == "tmpfs" || m.Type == "devpts") {
-		data = append(append([]string{}, data...), rootOwned(l, data)...)
+		data = append([]string{}, data...)
+		data = append(data, rootOwned(l, data)...)
 	}
 	fd, err := newMount(m.Type, m.Source, opts.flags, data, attrs)
 	if err != nil {

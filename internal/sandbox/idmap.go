@@ -25,7 +25,10 @@ func (b *box) shift(m *specs.Mount, fd int, opts *mountOptions) error {
 	if len(uids) == 0 || len(gids) == 0 {
 		return fault.Invalidf("an id-mapped mount needs uidMappings and gidMappings")
 	}
-	ns, err := userNamespace(uids, gids)
+	ns, net, err := namespacesFor(uids, gids, 0)
+	if net != nil {
+		net.Close()
+	}
 	if err != nil {
 		return fmt.Errorf("make a user namespace for the mount's ids: %w", err)
 	}
@@ -37,15 +40,24 @@ func (b *box) shift(m *specs.Mount, fd int, opts *mountOptions) error {
 	return err
 }
 
-// userNamespace makes one with these maps. It must be called on the spawner: a child that only waits
-// holds the namespace until it is open.
-func userNamespace(uids, gids []specs.LinuxIDMapping) (_ *os.File, err error) {
+// Namespaces makes a user namespace with these maps and a network namespace that belongs to it.
+func Namespaces(uids, gids []specs.LinuxIDMapping) (user, net *os.File, err error) {
+	err = onSpawner(func() (err error) {
+		user, net, err = namespacesFor(uids, gids, unix.CLONE_NEWNET)
+		return err
+	})
+	return user, net, err
+}
+
+// namespacesFor must be called on the spawner: a child that only waits holds the namespaces until they
+// are open.
+func namespacesFor(uids, gids []specs.LinuxIDMapping, also uint64) (user, net *os.File, err error) {
 	p := &program{}
 	p.dieWithParent(&process{})
 	p.barrier("its end")
-	b := &birth{program: p, fds: map[string]int{}, keepBelow: 3, flags: unix.CLONE_NEWUSER, cgroup: -1, pidns: -1}
+	b := &birth{program: p, fds: map[string]int{}, keepBelow: 3, flags: unix.CLONE_NEWUSER | also, cgroup: -1, pidns: -1}
 	if err := b.deliver(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer func() {
 		b.parentEnd.Close() // the child's barrier fails, and it ends
@@ -55,7 +67,11 @@ func userNamespace(uids, gids []specs.LinuxIDMapping) (_ *os.File, err error) {
 		err = errors.Join(err, e)
 	}()
 	if err := mapIDs(b.pid, &specs.Linux{UIDMappings: uids, GIDMappings: gids}); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return os.Open(procFile(b.pid, "ns/user"))
+	if user, err = os.Open(procFile(b.pid, "ns/user")); err != nil {
+		return nil, nil, err
+	}
+	net, err = os.Open(procFile(b.pid, "ns/net"))
+	return user, net, err
 }

@@ -28,6 +28,7 @@ type layout struct {
 	hooks      bool   // wait for the parent's hooks before the root is entered
 	ordered    bool   // mountinfo lists the mounts in the spec's order
 	offsets    string // of an own time namespace; ""
+	joinUser   bool   // join "userns"; the other namespaces are made from inside
 }
 
 const (
@@ -52,6 +53,9 @@ func planStart(l *layout) *program {
 		p.barrier("the user namespace's maps")
 		p.add("become", "root of the user namespace", unix.SYS_SETRESGID, num(0), num(0), num(0))
 		p.add("become", "root of the user namespace", unix.SYS_SETRESUID, num(0), num(0), num(0))
+	}
+	if l.joinUser {
+		p.enterUser(l.ns.clone)
 	}
 	p.join(l.ns.joins)
 	if l.ns.cgroup {
@@ -92,6 +96,16 @@ func (p *program) takeAlong() {
 func (p *program) chroot(root arg) {
 	p.add("enter", "the root", unix.SYS_FCHDIR, root)
 	p.add("change the root to", "the container's", unix.SYS_CHROOT, text("."))
+}
+
+// enterUser joins a user namespace and goes on as a child born in new namespaces that belong to
+// it. With CLONE_PARENT the child is ours, too.
+func (p *program) enterUser(clone uint64) {
+	p.add("join", "the user namespace", unix.SYS_SETNS, fd("userns"), num(unix.CLONE_NEWUSER))
+	p.add("become", "root of the user namespace", unix.SYS_SETRESGID, num(0), num(0), num(0))
+	p.add("become", "root of the user namespace", unix.SYS_SETRESUID, num(0), num(0), num(0))
+	p.add("clone into", "the container's namespaces", unix.SYS_CLONE, num(clone|unix.CLONE_PARENT|uint64(unix.SIGCHLD)), num(0), num(0), num(0), num(0)).
+		flag(parentExit)
 }
 
 func (p *program) join(js []joined) {

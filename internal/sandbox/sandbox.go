@@ -28,7 +28,10 @@ type Options struct {
 	Root  int         // descriptor of the (detached) mount that becomes "/"; -1: Spec.Root.Path
 	Stdio [3]*os.File // of the process; ignored with Process.Terminal; nil is /dev/null
 	// NetNS is a descriptor of a prepared network namespace, or -1: by the spec.
-	NetNS  int
+	NetNS int
+	// UserNS, when not nil, is the user namespace that the spec's maps describe (Namespaces); the
+	// process joins it instead of making one, and NetNS may belong to it.
+	UserNS *os.File
 	Cgroup string     // cgroup path below the engine's own parent, such as "keg/<id>"; "": stay where the engine is
 	Files  []*os.File // further descriptors, 3 and up (preserve-fds)
 	// Private are files that no child may hold, not even before its execve: locks.

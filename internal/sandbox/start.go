@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -49,7 +50,11 @@ func (s *start) decide() error {
 	}
 	l.process = *p
 	l.warn(warnings...)
-	if l.ns, err = decideNamespaces(spec.Linux.Namespaces, o.NetNS >= 0); err != nil {
+	list := spec.Linux.Namespaces
+	if o.UserNS != nil {
+		list = slices.DeleteFunc(slices.Clone(list), func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace })
+	}
+	if l.ns, err = decideNamespaces(list, o.NetNS >= 0); err != nil {
 		return err
 	}
 	if l.offsets, err = timeOffsets(spec.Linux, &l.ns); err != nil {
@@ -66,6 +71,10 @@ func (s *start) decide() error {
 	// A terminal would be lost with the older devpts.
 	l.ordered = o.Go != nil && !l.tty && linux.KernelAtLeast(6, 8)
 	l.hooks = o.Hooks != nil
+	if o.UserNS != nil {
+		l.joinUser = true
+		l.ns.own[unix.CLONE_NEWUSER] = true
+	}
 	l.closeFirst = len(o.Private)
 	if l.ns.own[unix.CLONE_NEWUTS] {
 		l.hostname, l.domainname = spec.Hostname, spec.Domainname
@@ -159,6 +168,9 @@ func (s *start) run(ctx context.Context) (*Process, error) {
 		b.keep("pidns", f)
 		pidns = int(f.Fd())
 	}
+	if l.joinUser {
+		b.keepFD("userns", dup(int(b.o.UserNS.Fd())))
+	}
 	into, err := b.joinCgroup(l)
 	if err != nil {
 		return nil, err
@@ -173,7 +185,11 @@ func (s *start) run(ctx context.Context) (*Process, error) {
 		t.mapped = func(pid int) error { return mapIDs(pid, b.spec.Linux) }
 	}
 	t.oomScore = oomScore(b.spec.Process.OOMScoreAdj)
-	p, err := t.begin(ctx, &birth{program: t.program, fds: b.fds, keepBelow: 3 + len(b.o.Files), flags: l.ns.clone, cgroup: into, pidns: pidns})
+	flags := l.ns.clone
+	if l.joinUser {
+		t.second, flags = true, 0
+	}
+	p, err := t.begin(ctx, &birth{program: t.program, fds: b.fds, keepBelow: 3 + len(b.o.Files), flags: flags, cgroup: into, pidns: pidns})
 	if err != nil {
 		if b.console != nil {
 			b.console.Close()

@@ -20,6 +20,7 @@ import (
 // tree is the root and what will be mounted on it, in order.
 type tree struct {
 	root   int
+	owner  *owner // of what is made; nil: us
 	mounts []mountpoint
 }
 
@@ -110,7 +111,7 @@ func (t *tree) walk(p string, create kind) (_ place, err error) {
 		}
 		fd, isLink, err := openName(cur.fd, name)
 		if errors.Is(err, unix.ENOENT) && create != nothing {
-			if err = makeName(cur.fd, name, create == emptyFile && last(rest)); err == nil {
+			if err = t.makeName(cur.fd, name, create == emptyFile && last(rest)); err == nil {
 				made = true
 				fd, isLink, err = openName(cur.fd, name)
 			}
@@ -189,8 +190,9 @@ func openName(dir int, name string) (fd int, isLink bool, err error) {
 	return fd, st.Mode&unix.S_IFMT == unix.S_IFLNK, nil
 }
 
-func makeName(dir int, name string, file bool) error {
+func (t *tree) makeName(dir int, name string, file bool) error {
 	err := error(nil)
+	defer t.become()()
 	if file {
 		err = unix.Mknodat(dir, name, unix.S_IFREG|0o644, 0)
 	} else {

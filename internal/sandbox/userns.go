@@ -151,3 +151,24 @@ func ownGIDs() (out []specs.LinuxIDMapping) {
 	}
 	return out
 }
+
+// owner is who makes what is missing in a root whose ids are shifted: to it, we are nobody.
+type owner struct{ uid, gid int }
+
+// become makes this thread's new files the owner's (setfsuid(2)) until the returned function is called.
+func (t *tree) become() (back func()) {
+	if t.owner == nil || t.owner.uid == 0 {
+		return func() {}
+	}
+	_ = unix.Setfsgid(t.owner.gid)
+	_ = unix.Setfsuid(t.owner.uid)
+	return func() {
+		_ = unix.Setfsuid(0)
+		_ = unix.Setfsgid(0)
+	}
+}
+
+// holds tells whether the host's id has a number in a container with this map.
+func holds(ids []specs.LinuxIDMapping, host uint32) bool {
+	return slices.ContainsFunc(ids, func(m specs.LinuxIDMapping) bool { return host >= m.HostID && host-m.HostID < m.Size })
+}

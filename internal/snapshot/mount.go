@@ -22,6 +22,9 @@ import (
 type MountOptions struct {
 	ReadOnly bool // no writes reach the upper directory
 	Volatile bool // overlay "volatile": no syncs; only for what is removed at exit
+	// Shift, when not nil, shows files with the owners that its map gives to those on disk
+	// (mount_setattr(2), layers of an overlay since Linux 5.19).
+	Shift *Shift
 }
 
 // Mount returns a descriptor of a detached overlay mount of active key (fsopen, fsmount),
@@ -42,11 +45,15 @@ func (s *Store) Mount(key string, o MountOptions) (fd int, err error) {
 	for i := len(p.Layers) - 1; i >= 0; i-- {
 		m.lower = append(m.lower, s.layers(p.Layers[i])+"/diff")
 	}
-	fd, err = s.mount(m)
+	mount := s.mount
+	if o.Shift != nil {
+		mount = func(m overlay) (int, error) { return s.mountShifted(m, dir, o.Shift) }
+	}
+	fd, err = mount(m)
 	// A volatile mount leaves a mark so that a crash is noticed. The same boot saw none;
 	// after another the user of volatile has lost what he said he could lose.
 	if errors.Is(err, unix.EINVAL) && !o.ReadOnly && s.forgetVolatile(m.work) {
-		fd, err = s.mount(m)
+		fd, err = mount(m)
 	}
 	if err != nil {
 		return -1, fmt.Errorf("mount snapshot %s: %w", key, err)

@@ -88,9 +88,10 @@ const noDelegation = "the host gave no cgroup to this user, so limits of memory,
 	"with cgroup v2, systemd gives one to users who are logged in (loginctl enable-linger USER)"
 
 // Unlimited are the limits that were asked for and that this host cannot give.
+// Without a group they are all.
 func (g *Group) Unlimited() []string {
 	if g == nil {
-		return nil
+		return []string{noDelegation}
 	}
 	return g.unlimited
 }
