@@ -50,6 +50,7 @@ type Options struct {
 	Insecure      bool              // RUN --security=insecure is allowed
 	HostNetwork   bool              // RUN --network=host is allowed
 	Annotations   map[string]string // of the manifest
+	NoImage       bool              // the tree of the target is all that is wanted: no image is written, no tag set
 }
 
 // Ulimit of RUN steps.
@@ -118,12 +119,20 @@ type Deps struct {
 	Images    Images
 	Runner    Runner
 	Progress  func(Event) // called from one goroutine at a time
+
+	// Finish is called with the result as the last work of the build, while all that it names is kept
+	// from collection. Its error is the build's.
+	Finish func(ctx context.Context, r *Result) error
 }
 
 // Result is a built image.
 type Result struct {
-	Manifest image.Descriptor
+	Manifest image.Descriptor // zero with NoImage, as is ConfigID
 	ConfigID digest.Digest
+	Stack    []digest.Digest // the layers of the target, bottom first
+	Platform image.Platform
+	Bases    []Base     // the images that the build stands on or reads
+	Epoch    *time.Time // SOURCE_DATE_EPOCH, if it was set
 	Warnings []string
 }
 
@@ -135,7 +144,7 @@ type Error = dockerfile.Error
 func Build(ctx context.Context, o Options, d Deps) (*Result, error) {
 	return build(ctx, o, deps{
 		blobs: d.Store, snaps: d.Snapshots, images: d.Images, runner: d.Runner,
-		cache: cache{d.Steps}, run: d.Run, progress: &progress{emit: d.Progress},
+		cache: cache{d.Steps}, run: d.Run, progress: &progress{emit: d.Progress}, finish: d.Finish,
 	})
 }
 
@@ -148,6 +157,7 @@ type deps struct {
 	cache    cache
 	run      string
 	progress *progress
+	finish   func(ctx context.Context, r *Result) error
 }
 
 // blobs is what a build asks of *store.Store.
@@ -208,7 +218,7 @@ func build(ctx context.Context, o Options, d deps) (_ *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	res, err := s.export(ctx, stack)
+	res, err := s.result(ctx, stack)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -13,6 +14,37 @@ import (
 	"keg/internal/fault"
 	"keg/internal/image"
 )
+
+// result is the image, or with NoImage the tree alone, handed on while it is kept.
+func (s *solver) result(ctx context.Context, r *result) (res *Result, err error) {
+	if s.plan.o.NoImage {
+		res = &Result{}
+		err = s.keep(ctx, r.stack)
+	} else {
+		res, err = s.export(ctx, r)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c := s.plan.target.config
+	res.Stack, res.Epoch = r.stack, s.plan.epoch
+	res.Platform = image.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}
+	res.Bases = s.plan.bases()
+	if s.finish != nil {
+		err = s.finish(ctx, res)
+	}
+	return res, err
+}
+
+// bases are the images of the stages that the target needs, each once.
+func (p *plan) bases() (all []Base) {
+	for _, st := range p.reach() {
+		if st.image != nil && !slices.ContainsFunc(all, func(b Base) bool { return b.Digest == st.image.Digest && b.Ref == st.image.Ref }) {
+			all = append(all, *st.image)
+		}
+	}
+	return all
+}
 
 // export writes config and manifest and points the tags at them, last of all. When
 // every name points there already, nothing is written.

@@ -14,22 +14,24 @@ import (
 	"github.com/spf13/pflag"
 
 	"keg/internal/builder"
+	"keg/internal/engine"
 	"keg/internal/image"
 )
 
 type buildFlags struct {
-	file, target, progress, iidfile, platform, network string
-	tags, args, labels, hosts, noCacheFilter, secrets  []string
-	noCache, pull, quiet, explain                      bool
-	shmSize                                            int64
-	output, provenance, sbom, metadata                 string
-	annotations, allow                                 []string
-	check, call                                        string
-	ulimits                                            ulimitValue
+	file, target, progress, iidfile, network          string
+	platforms, outputs, attests                       []string
+	tags, args, labels, hosts, noCacheFilter, secrets []string
+	noCache, pull, quiet, explain, push               bool
+	shmSize                                           int64
+	provenance, sbom, metadata                        string
+	annotations, allow                                []string
+	check, call                                       string
+	ulimits                                           ulimitValue
 }
 
 func newBuild(a *app) *cobra.Command {
-	o := &buildFlags{platform: a.env["DOCKER_DEFAULT_PLATFORM"], progress: firstOf(a.env["BUILDKIT_PROGRESS"], "auto")}
+	o := &buildFlags{progress: firstOf(a.env["BUILDKIT_PROGRESS"], "auto")}
 	c := &cobra.Command{
 		Use:  "build [OPTIONS] PATH | URL | -",
 		Args: exactArgs(1),
@@ -61,7 +63,10 @@ func (o *buildFlags) bind(fs *pflag.FlagSet) {
 	fs.StringVar(&o.network, "network", "", `Networking mode of RUN instructions ("default", "host", "none")`)
 	fs.BoolVar(&o.noCache, "no-cache", false, "Do not use cache when building the image")
 	fs.StringSliceVar(&o.noCacheFilter, "no-cache-filter", nil, "Do not cache these stages")
-	fs.StringVar(&o.platform, "platform", o.platform, "Set the platform to build for")
+	fs.StringSliceVar(&o.platforms, "platform", nil, "Set target platforms for build, as one image")
+	fs.StringArrayVarP(&o.outputs, "output", "o", nil, `Output destination (format: "type=local,dest=path")`)
+	fs.BoolVar(&o.push, "push", false, `Push the image when it is built (short for "--output type=registry")`)
+	fs.StringArrayVar(&o.attests, "attest", nil, `Attestation parameters (format: "type=provenance,mode=max")`)
 	fs.StringVar(&o.progress, "progress", o.progress, `Type of progress output ("auto", "plain", "tty", "quiet")`)
 	fs.BoolVar(&o.pull, "pull", false, "Always attempt to pull newer versions of the base images")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "Suppress the build output and print the image ID on success")
@@ -74,9 +79,9 @@ func (o *buildFlags) bind(fs *pflag.FlagSet) {
 		fs.Bool(name, true, "")
 		fs.Lookup(name).Hidden = true
 	}
-	fs.StringVar(&o.provenance, "provenance", "false", "")
-	fs.StringVar(&o.sbom, "sbom", "false", "")
-	fs.Lookup("provenance").Hidden, fs.Lookup("sbom").Hidden = true, true
+	fs.StringVar(&o.provenance, "provenance", "", `Shorthand for "--attest=type=provenance"`)
+	fs.StringVar(&o.sbom, "sbom", "", `Shorthand for "--attest=type=sbom"`)
+	fs.Lookup("provenance").NoOptDefVal, fs.Lookup("sbom").NoOptDefVal = "true", "true"
 }
 
 func checkBuildArg(s string) (string, error) {
@@ -118,20 +123,11 @@ func (a *app) buildOptions(ctx context.Context, dir string, o *buildFlags) (req 
 		}
 		req.Tags = append(req.Tags, ref)
 	}
-	if o.platform != "" {
-		p, err := image.ParsePlatform(o.platform)
-		if err != nil {
-			return req, clean, err
-		}
-		req.Platform = &p
+	if len(o.platforms) == 0 && a.env["DOCKER_DEFAULT_PLATFORM"] != "" {
+		o.platforms = []string{a.env["DOCKER_DEFAULT_PLATFORM"]}
 	}
 	if req.Secrets, err = a.buildSecrets(o.secrets); err != nil {
 		return req, clean, err
-	}
-	for flag, v := range map[string]string{"provenance": o.provenance, "sbom": o.sbom} {
-		if v != "false" {
-			return req, clean, fmt.Errorf("--%s=%s is not supported: images are made without attestations", flag, v)
-		}
 	}
 	if err := o.grant(&req); err != nil {
 		return req, clean, err
@@ -220,7 +216,7 @@ func (a *app) buildPrinter(o *buildFlags) (*builder.Printer, error) {
 }
 
 func (a *app) build1(ctx context.Context, dir string, o *buildFlags) error {
-	req, clean, err := a.buildOptions(ctx, dir, o)
+	req, clean, err := a.buildRequest(ctx, dir, o)
 	defer func() { clean() }()
 	if err != nil {
 		return failf("ERROR: %v", err)
@@ -238,18 +234,23 @@ func (a *app) build1(ctx context.Context, dir string, o *buildFlags) error {
 		return err
 	}
 	if how != nil {
-		return a.checkBuild(ctx, eng, req, *how)
+		return a.checkBuild(ctx, eng, req.Options, *how)
 	}
-	res, err := eng.Build(ctx, req, show.Event)
+	res, err := eng.BuildTo(ctx, req, show.Event)
 	show.Close()
 	if err != nil {
 		return buildError(ctx, err)
 	}
+	return a.tellBuild(o, req, res)
+}
+
+// tellBuild writes what scripts ask for of a finished build.
+func (a *app) tellBuild(o *buildFlags, req engine.BuildRequest, res *engine.Built) error {
 	id := res.ConfigID.String()
 	for _, w := range res.Warnings {
 		fmt.Fprintln(a.err, "WARNING:", w)
 	}
-	if o.quiet || o.progress == "quiet" {
+	if id != "" && (o.quiet || o.progress == "quiet") {
 		fmt.Fprintln(a.out, id)
 	}
 	if o.metadata != "" {

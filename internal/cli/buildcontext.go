@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"keg/internal/builder"
+	"keg/internal/engine"
 	"keg/internal/image"
 )
 
@@ -103,7 +104,7 @@ func checkText(b []byte) error {
 }
 
 // writeMetadata writes what buildx writes, under its keys.
-func writeMetadata(file string, r *builder.Result, tags []image.Reference) error {
+func writeMetadata(file string, r *engine.Built, tags []image.Reference) error {
 	names := make([]string, len(tags))
 	for i, t := range tags {
 		names[i] = t.String()
@@ -115,6 +116,9 @@ func writeMetadata(file string, r *builder.Result, tags []image.Reference) error
 	}
 	if len(names) > 0 {
 		m["image.name"] = strings.Join(names, ",")
+	}
+	for _, d := range r.Pushed { // what the registry has, once it has it
+		m["containerimage.digest"] = d
 	}
 	b, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {

@@ -61,6 +61,7 @@ type fake struct {
 	history    []dimage.HistoryResponseItem
 	deleted    []dimage.DeleteResponse
 	build      builder.Options
+	request    engine.BuildRequest
 	built      *builder.Result
 	events     []builder.Event
 	login      registry.Credentials
@@ -316,12 +317,12 @@ func (f *fake) RemoveImage(_ context.Context, ref string, _ bool) ([]dimage.Dele
 	return f.deleted, f.say("rmi", ref)
 }
 
-func (f *fake) Build(_ context.Context, o builder.Options, progress func(builder.Event)) (*builder.Result, error) {
-	f.build = o
+func (f *fake) BuildTo(_ context.Context, q engine.BuildRequest, progress func(builder.Event)) (*engine.Built, error) {
+	f.build, f.request = q.Options, q
 	for _, e := range f.events {
 		progress(e)
 	}
-	return f.built, f.err
+	return &engine.Built{Result: f.built}, f.err
 }
 
 func (f *fake) Login(_ context.Context, host string, c registry.Credentials) (string, error) {

@@ -121,6 +121,25 @@ WARNING: FromAsCasing
 	keg(t, f, "builder", "build", "--progress", "x", dir).want(t, 1, "", "invalid progress type \"x\": must be one of \"auto\", \"plain\", \"tty\" or \"quiet\"\n")
 }
 
+func TestBuildRequest(t *testing.T) {
+	f := &fake{built: &builder.Result{ConfigID: digest.Digest(someDigest)}}
+	dir := t.TempDir()
+	keg(t, f, "build", "-q", "--platform", "linux/amd64,linux/arm64", "--platform", "linux/riscv64", "-o", "type=oci,dest="+dir+"/x.tar,name=a:1",
+		"-o", dir+"/tree", "-o", `type=image,"name=b:1,c:1",compression=zstd`, "--push", "--provenance=mode=max", dir).want(t, 0, someDigest+"\n", "")
+	q := f.request
+	if len(q.Platforms) != 3 || q.Platforms[1].Architecture != "arm64" || q.Provenance != "max" {
+		t.Errorf("%+v", q)
+	}
+	if o := q.Outputs; len(o) != 3 || o[0].Type != "oci" || o[0].Open == nil || o[0].Names[0].Tag != "1" || o[1].Type != "local" || o[1].Dir != dir+"/tree" ||
+		len(o[2].Names) != 2 || !o[2].Push || o[2].Compression != "zstd" {
+		t.Errorf("%+v", o)
+	}
+	keg(t, f, "build", "-q", "--push", "-t", "x", dir).want(t, 0, someDigest+"\n", "")
+	if o := f.request.Outputs; len(o) != 1 || o[0].Type != "registry" {
+		t.Errorf("%+v", o)
+	}
+}
+
 func TestBuildContexts(t *testing.T) {
 	f := &fake{built: &builder.Result{ConfigID: digest.Digest(someDigest)}}
 	dir := t.TempDir()
@@ -142,8 +161,12 @@ func TestBuildContexts(t *testing.T) {
 		"https://h/x.git#a:../../b": "ERROR: git address \"https://h/x.git#a:../../b\": the directory \"../../b\" leads out of the repository\n",
 		"--allow all " + dir:        "ERROR: invalid --allow \"all\": want security.insecure or network.host\n",
 		"-t UPPER " + dir:           "ERROR: invalid tag \"UPPER\": invalid reference format: repository name (library/UPPER) must be lowercase\n",
+		"-o type=x " + dir:          "ERROR: invalid --output \"type=x\": unknown type \"x\": want image, registry, local, tar, oci or docker\n",
+		"-o type=local " + dir:      "ERROR: invalid --output \"type=local\": type=local needs dest=DIRECTORY\n",
+		"-o type=tar,a=b " + dir:    "ERROR: invalid --output \"type=tar,a=b\": unknown key \"a\": want type, dest, name, push, tar, compression or platform-split\n",
+		"--platform x/y/z/w " + dir: "ERROR: \"x/y/z/w\" is an invalid platform\n",
 		"-":                         "ERROR: the Dockerfile on stdin is empty\n",
-		"--sbom=true " + dir:        "ERROR: --sbom=true is not supported: images are made without attestations\n",
+		"--sbom=true " + dir:        "ERROR: keg has no SBOM generator: leave --sbom out, and scan the image with a tool of your choice\n",
 	} {
 		keg(t, f, append([]string{"build"}, strings.Fields(args)...)...).want(t, 1, "", want)
 	}

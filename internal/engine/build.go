@@ -12,45 +12,36 @@ import (
 	"keg/internal/monitor"
 )
 
-// Build builds an image; Deps of the builder are the engine's business.
+// Build builds an image for one platform and keeps it here.
 func (e *Engine) Build(ctx context.Context, o builder.Options, progress func(builder.Event)) (*builder.Result, error) {
-	made := false
-	res, err := e.build(ctx, o, func(ev builder.Event) {
-		made = made || ev.Reason != ""
-		if progress != nil {
-			progress(ev)
-		}
-	})
-	if made {
-		err = errors.Join(err, e.boundCache(context.WithoutCancel(ctx)))
+	b, err := e.BuildTo(ctx, BuildRequest{Options: o}, progress)
+	if err != nil {
+		return nil, err
 	}
-	return res, err
+	return b.Result, nil
 }
 
-func (e *Engine) build(ctx context.Context, o builder.Options, progress func(builder.Event)) (_ *builder.Result, err error) {
-	use, err := e.busy(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer use.end()
+// build runs the builder; Deps of the builder are the engine's business.
+func (e *Engine) build(ctx context.Context, o builder.Options, finish func(context.Context, *builder.Result) error, progress func(builder.Event)) (_ *builder.Result, err error) {
 	runner := &stepRunner{roots: monitor.Roots{Root: e.opt.Root, Run: e.opt.Run}}
 	defer func() { err = errors.Join(err, runner.close()) }()
-	res, err := builder.Build(ctx, o, builder.Deps{
+	return builder.Build(ctx, o, builder.Deps{
 		Store: e.store, Snapshots: e.snapshots, Steps: e.stepsDir(), Run: e.opt.Run,
-		Images: bases{e}, Runner: runner, Progress: progress,
+		Images: bases{e}, Runner: runner, Progress: progress, Finish: finish,
 	})
-	if err != nil {
-		return nil, err
-	}
+}
+
+// built writes the record of a new image and tells of it.
+func (e *Engine) built(res *builder.Result, tags []image.Reference) error {
 	r, err := e.remember(res.Manifest)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	e.imageEvent("build", string(r.ID), string(r.ID), r.Labels)
-	for _, tag := range o.Tags {
+	for _, tag := range tags {
 		e.imageEvent("tag", string(r.ID), tag.Familiar(), r.Labels)
 	}
-	return res, nil
+	return nil
 }
 
 // CheckBuild looks for mistakes in a Dockerfile and its context. Nothing is built or pulled.

@@ -148,6 +148,13 @@ func (e *Engine) stacksInUse() ([][]digest.Digest, error) {
 	for _, r := range a.images {
 		stacks = append(stacks, r.Stack)
 	}
+	names, err := e.store.Names()
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range names {
+		stacks = append(stacks, e.memberStacks(n.Desc, 0)...)
+	}
 	ids, err := e.containers.List()
 	if err != nil {
 		return nil, err
@@ -166,6 +173,26 @@ func (e *Engine) stacksInUse() ([][]digest.Digest, error) {
 		stacks = append(stacks, s.stack)
 	}
 	return stacks, nil
+}
+
+// memberStacks are the stacks of all images of an index: only that of this host has a record. What cannot be
+// read has none.
+func (e *Engine) memberStacks(d image.Descriptor, depth int) (stacks [][]digest.Digest) {
+	if !image.IsIndex(d.MediaType) || depth > maxIndexDepth {
+		return nil
+	}
+	x, err := e.readIndex(d.Digest)
+	if err != nil {
+		return nil
+	}
+	for _, m := range x.Manifests {
+		if image.IsIndex(m.MediaType) {
+			stacks = append(stacks, e.memberStacks(m, depth+1)...)
+		} else if f, err := e.member(m); err == nil {
+			stacks = append(stacks, f.Stack)
+		}
+	}
+	return stacks
 }
 
 // blobsInUse are the documents and layers of all names, images and containers. What

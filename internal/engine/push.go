@@ -60,7 +60,11 @@ func (e *Engine) PushWith(ctx context.Context, ref image.Reference, o PushOption
 		c = e.compressedBefore(f.Desc.Digest)
 	}
 	p := &push{e: e, ref: ref, compression: c, say: serial(o.Progress)}
-	desc, err := p.image(ctx, f)
+	send := func() (image.Descriptor, error) { return p.image(ctx, f) }
+	if image.IsIndex(f.Desc.MediaType) {
+		send = func() (image.Descriptor, error) { return p.index(ctx, f.Desc) }
+	}
+	desc, err := send()
 	if err != nil {
 		return image.Descriptor{}, err
 	}

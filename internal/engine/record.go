@@ -76,11 +76,26 @@ func (e *Engine) pick(desc image.Descriptor, p image.Platform) (image.Descriptor
 		if depth == maxIndexDepth {
 			return desc, fault.Invalidf("read index %s: more than %d levels of indexes", desc.Digest, maxIndexDepth)
 		}
-		if desc, err = image.Select(x, p); err != nil {
+		d, err := image.Select(x, p)
+		if fault.Is(err, fault.NotFound) && first(x).Digest != "" {
+			d, err = first(x), nil // built here for other platforms only
+		}
+		if err != nil {
 			return desc, err
 		}
+		desc = d
 	}
 	return desc, nil
+}
+
+// first is the first image of an index.
+func first(x *image.Index) image.Descriptor {
+	for _, m := range x.Manifests {
+		if m.Annotations[attestationType] == "" {
+			return m
+		}
+	}
+	return image.Descriptor{}
 }
 
 // maxIndexDepth bounds indexes of indexes.

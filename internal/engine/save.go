@@ -49,7 +49,7 @@ func (e *Engine) Save(ctx context.Context, names []string, w io.Writer, o SaveOp
 		return err
 	}
 	defer use.end()
-	s := &saving{e: e, blobs: map[digest.Digest]blobSource{}, repositories: map[string]map[string]string{}}
+	s := newSaving(e)
 	for _, name := range names {
 		found, err := e.savable(ctx, name, o.Platform)
 		if err != nil {
@@ -134,6 +134,11 @@ type saving struct {
 	index        image.Index
 	items        []*dockerItem
 	repositories map[string]map[string]string
+	ociOnly      bool // without docker-archive's files
+}
+
+func newSaving(e *Engine) *saving {
+	return &saving{e: e, blobs: map[digest.Digest]blobSource{}, repositories: map[string]map[string]string{}}
 }
 
 type blobSource struct {
@@ -156,8 +161,7 @@ func (s *saving) add(f found) error {
 	}
 	item := s.item(m, f)
 	entry := image.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size, Platform: &f.Platform}
-	if f.Ref.Tag != "" && f.Ref.Digest == "" {
-		entry.Annotations = map[string]string{annotationName: f.Ref.String(), ocispec.AnnotationRefName: f.Ref.Tag}
+	if s.named(&entry, f.Ref) {
 		if name := f.Ref.Familiar(); !slices.Contains(item.RepoTags, name) {
 			item.RepoTags = append(item.RepoTags, name)
 		}
@@ -174,6 +178,15 @@ func (s *saving) add(f found) error {
 	}
 	s.index.Manifests = append(s.index.Manifests, entry)
 	return nil
+}
+
+// named gives an entry of index.json its name; false when it has none.
+func (s *saving) named(entry *image.Descriptor, ref image.Reference) bool {
+	if ref.Tag == "" || ref.Digest != "" {
+		return false
+	}
+	entry.Annotations = map[string]string{annotationName: ref.String(), ocispec.AnnotationRefName: ref.Tag}
+	return true
 }
 
 // item is the image in manifest.json, once whatever its names.
@@ -266,16 +279,7 @@ func (s *saving) write(ctx context.Context, w io.Writer) error {
 			return fmt.Errorf("write %s: %w", d, err)
 		}
 	}
-	s.index.SchemaVersion, s.index.MediaType = 2, image.MediaIndex
-	for _, doc := range []struct {
-		name string
-		v    any
-	}{
-		{indexFile, s.index},
-		{dockerFile, s.items},
-		{layoutFile, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}},
-		{repositoriesFile, s.repositories},
-	} {
+	for _, doc := range s.documents() {
 		b, err := json.Marshal(doc.v)
 		if err != nil {
 			return err
@@ -288,6 +292,21 @@ func (s *saving) write(ctx context.Context, w io.Writer) error {
 		}
 	}
 	return tw.Close()
+}
+
+// savedDocument is a file that tells what the blobs are.
+type savedDocument struct {
+	name string
+	v    any
+}
+
+func (s *saving) documents() []savedDocument {
+	s.index.SchemaVersion, s.index.MediaType = 2, image.MediaIndex
+	docs := []savedDocument{{indexFile, s.index}, {layoutFile, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}}}
+	if !s.ociOnly {
+		docs = append(docs, savedDocument{dockerFile, s.items}, savedDocument{repositoriesFile, s.repositories})
+	}
+	return docs
 }
 
 func (s *saving) blob(ctx context.Context, tw *tar.Writer, d digest.Digest) error {

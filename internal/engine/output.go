@@ -1,0 +1,290 @@
+package engine
+
+// Where the result of a build goes: an image here, a registry, a directory, an archive.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"keg/internal/builder"
+	"keg/internal/fault"
+	"keg/internal/image"
+	"keg/internal/layer"
+)
+
+// The types of outputs, as in docker build --output type=.
+const (
+	OutputImage    = "image"    // kept here; the default
+	OutputRegistry = "registry" // kept here and pushed
+	OutputLocal    = "local"    // the files of the target in a directory
+	OutputTar      = "tar"      // the same as one tar
+	OutputOCI      = "oci"      // the image as an OCI layout
+	OutputDocker   = "docker"   // the image as docker save writes it; without a destination: kept here
+)
+
+// Output is one destination of a build.
+type Output struct {
+	Type        string
+	Dir         string                         // of local, and of oci that is not packed
+	Open        func() (io.WriteCloser, error) // where an archive goes
+	Names       []image.Reference              // instead of the build's tags
+	Push        bool
+	Compression image.Compression // of the layers that are pushed
+	Merge       bool              // of local: files of all platforms in one directory
+}
+
+// tree: the files are wanted, not the image.
+func (o Output) tree() bool { return o.Type == OutputLocal || o.Type == OutputTar }
+
+// archive: the image is wanted as a file.
+func (o Output) archive() bool {
+	return o.Type == OutputOCI || o.Type == OutputDocker && (o.Open != nil || o.Dir != "")
+}
+
+// BuildRequest is docker buildx build: one Dockerfile, any number of platforms and destinations.
+type BuildRequest struct {
+	builder.Options
+	Platforms  []image.Platform // none: Options.Platform
+	Outputs    []Output         // none: an image
+	Provenance string           // "": none, else "min" or "max"
+}
+
+// Built is what came of it.
+type Built struct {
+	*builder.Result
+	Pushed map[string]digest.Digest // name -> digest in its registry
+}
+
+// BuildTo builds for all platforms and delivers. Names are set when all platforms are done, pushes come last.
+func (e *Engine) BuildTo(ctx context.Context, q BuildRequest, progress func(builder.Event)) (*Built, error) {
+	n := &numbering{emit: progress}
+	b := &delivery{e: e, q: q, n: n}
+	if len(b.q.Outputs) == 0 {
+		b.q.Outputs = []Output{{Type: OutputImage}}
+	}
+	if len(b.q.Platforms) == 0 && q.Platform != nil {
+		b.q.Platforms = []image.Platform{*q.Platform}
+	}
+	for _, o := range b.q.Outputs {
+		b.tags = append(b.tags, o.Names...)
+		b.image = b.image || !o.tree()
+	}
+	b.tags = append(b.tags, q.Tags...)
+	out, err := b.run(ctx)
+	if n.made {
+		err = errors.Join(err, e.boundCache(context.WithoutCancel(ctx)))
+	}
+	return out, err
+}
+
+// delivery is a build under way.
+type delivery struct {
+	e       *Engine
+	q       BuildRequest
+	tags    []image.Reference
+	image   bool // some output wants the image
+	n       *numbering
+	use     *use
+	results []*builder.Result
+}
+
+// several: an index is made, even of one platform when it carries a provenance.
+func (b *delivery) several() bool { return len(b.q.Platforms) > 1 || b.q.Provenance != "" && b.image }
+
+func (b *delivery) run(ctx context.Context) (_ *Built, err error) {
+	if b.use, err = b.e.busy(ctx); err != nil {
+		return nil, err
+	}
+	defer b.use.end()
+	platforms := b.q.Platforms
+	if len(platforms) == 0 {
+		platforms = []image.Platform{image.Host()}
+	}
+	for _, p := range platforms {
+		if err := b.build(ctx, p); err != nil {
+			return nil, err
+		}
+	}
+	out := &Built{Result: b.results[0], Pushed: map[string]digest.Digest{}}
+	for _, r := range b.results[1:] {
+		out.Warnings = append(out.Warnings, r.Warnings...)
+	}
+	if b.image && b.several() {
+		if out.Manifest, err = b.index(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return out, b.deliver(ctx, out)
+}
+
+// build makes one platform and writes its tree where one is wanted.
+func (b *delivery) build(ctx context.Context, p image.Platform) error {
+	o := b.q.Options
+	if len(b.q.Platforms) > 0 {
+		o.Platform = &p
+	}
+	o.NoImage = !b.image
+	o.Tags = b.tags
+	if b.several() {
+		o.Tags = nil
+	}
+	prefix := ""
+	if len(b.q.Platforms) > 1 {
+		prefix = image.FormatPlatform(p) + " "
+	}
+	finish := func(ctx context.Context, r *builder.Result) error {
+		if err := b.use.addStack(r.Stack); err != nil {
+			return err
+		}
+		if b.image {
+			if err := b.use.add(r.ConfigID, r.Manifest.Digest); err != nil {
+				return err
+			}
+		}
+		return b.trees(ctx, r)
+	}
+	res, err := b.e.build(ctx, o, finish, b.n.part(prefix))
+	if err == nil && b.image && !b.several() {
+		err = b.e.built(res, o.Tags)
+	}
+	if err != nil {
+		return err
+	}
+	b.results = append(b.results, res)
+	return nil
+}
+
+// trees writes the files of one platform to the outputs that want them.
+func (b *delivery) trees(ctx context.Context, r *builder.Result) error {
+	for _, o := range b.q.Outputs {
+		if !o.tree() {
+			continue
+		}
+		if o.Type == OutputTar && len(b.q.Platforms) > 1 {
+			return fault.Unsupportedf("a tar has the files of one platform; use type=local, which makes a directory of each")
+		}
+		dir := o.Dir
+		if len(b.q.Platforms) > 1 && !o.Merge {
+			dir = filepath.Join(dir, strings.ReplaceAll(image.FormatPlatform(r.Platform), "/", "_"))
+		}
+		if err := b.e.writeTree(ctx, r.Stack, o, dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *Engine) writeTree(ctx context.Context, stack []digest.Digest, o Output, dir string) (err error) {
+	fd, err := e.snapshots.View(stack)
+	if err != nil {
+		return err
+	}
+	root := os.NewFile(uintptr(fd), "/")
+	defer root.Close()
+	if o.Type == OutputTar {
+		return toArchive(o, func(w io.Writer) error {
+			_, err := layer.Pack(ctx, root, layer.DiffOptions{Tar: w, NoDigest: true})
+			return err
+		})
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return &HostError{err}
+	}
+	to, err := os.Open(dir)
+	if err != nil {
+		return &HostError{err}
+	}
+	defer to.Close()
+	at, err := layer.Look(root, "/", true)
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	own := &layer.Owner{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}
+	_, err = transfer(ctx, at, "", to, layer.Options{Whiteouts: layer.Plain, Owner: own, SingleID: os.Geteuid() != 0, Shown: dir}, nil)
+	return err
+}
+
+func toArchive(o Output, write func(io.Writer) error) error {
+	w, err := o.Open()
+	if err != nil {
+		return &HostError{err}
+	}
+	err = write(w)
+	return errors.Join(err, w.Close())
+}
+
+// deliver writes the archives and pushes.
+func (b *delivery) deliver(ctx context.Context, out *Built) error {
+	for _, o := range b.q.Outputs {
+		if o.archive() {
+			if err := b.archive(ctx, o, out); err != nil {
+				return err
+			}
+		}
+	}
+	for _, o := range b.q.Outputs {
+		if !o.Push && o.Type != OutputRegistry {
+			continue
+		}
+		names := append(o.Names[:len(o.Names):len(o.Names)], b.q.Tags...)
+		if len(names) == 0 {
+			return fault.Invalidf("tag is needed when pushing to registry")
+		}
+		for _, ref := range names {
+			d, err := b.push(ctx, ref, o)
+			if err != nil {
+				return fmt.Errorf("failed to push %s: %w", ref.Familiar(), err)
+			}
+			out.Pushed[ref.String()] = d
+		}
+	}
+	return nil
+}
+
+// push shows a push as a vertex of the build.
+func (b *delivery) push(ctx context.Context, ref image.Reference, o Output) (_ digest.Digest, err error) {
+	v := b.n.vertex("pushing " + ref.String())
+	defer func() { v.done(err) }()
+	desc, err := b.e.PushWith(ctx, ref, PushOptions{Compression: o.Compression, Progress: func(ev PullEvent) {
+		if ev.Status == "Pushed" || ev.Status == "Layer already exists" {
+			v.status(ev.ID + ": " + ev.Status)
+		}
+	}})
+	if err == nil {
+		v.status(fmt.Sprintf("%s: digest: %s size: %d", ref.Tag, desc.Digest, desc.Size))
+	}
+	return desc.Digest, err
+}
+
+// archive writes the image, of all platforms, as one file or directory.
+func (b *delivery) archive(ctx context.Context, o Output, out *Built) error {
+	if o.Type == OutputDocker && b.several() {
+		return fault.Unsupportedf("type=docker has an image of one platform without attestations; use type=oci")
+	}
+	s := newSaving(b.e)
+	s.ociOnly = o.Type == OutputOCI
+	names := append(o.Names[:len(o.Names):len(o.Names)], b.q.Tags...)
+	if len(names) == 0 {
+		names = []image.Reference{{}}
+	}
+	for _, ref := range names {
+		if err := s.addDesc(out.Manifest, ref); err != nil {
+			return err
+		}
+	}
+	if err := b.e.snapshots.Sync(ctx); err != nil {
+		return err
+	}
+	if o.Dir != "" {
+		return s.writeDir(ctx, o.Dir)
+	}
+	return toArchive(o, func(w io.Writer) error { return s.write(ctx, w) })
+}
