@@ -45,6 +45,7 @@ type app struct {
 
 	global globals
 	open   func(engine.Options) (backend, error)
+	become func(rootless.Entry) error // goes on in an ordinary user's own namespace
 	opened func() (backend, error)
 	config func() clientConfig
 
@@ -65,7 +66,7 @@ type globals struct {
 }
 
 func newApp(name string, environ []string, in, out, errw *os.File) *app {
-	a := &app{name: name, in: in, inFile: in, environ: environ, env: envMap(environ), uid: os.Geteuid(), now: time.Now}
+	a := &app{name: name, in: in, inFile: in, environ: environ, env: envMap(environ), uid: os.Geteuid(), now: time.Now, become: rootless.Enter}
 	a.inside = rootless.Arrived(environ)
 	a.inTTY = term.IsTerminal(int(in.Fd()))
 	a.outTTY = term.IsTerminal(int(out.Fd()))
@@ -188,7 +189,7 @@ func (a *app) enter(root, run string) error {
 	if u, err := user.LookupId(strconv.Itoa(a.uid)); err == nil {
 		name = u.Username
 	}
-	return rootless.Enter(rootless.Entry{Root: root, Run: run, Name: name, Args: os.Args, Env: a.environ})
+	return a.become(rootless.Entry{Root: root, Run: run, Name: name, Args: os.Args, Env: a.environ})
 }
 
 // roots are the absolute directories of the engine: flag, else environment, else the

@@ -19,6 +19,7 @@ import (
 
 	"keg/internal/engine"
 	"keg/internal/event"
+	"keg/internal/rootless"
 )
 
 func TestUnknownWords(t *testing.T) {
@@ -47,9 +48,11 @@ func TestNamesFollowTheProgram(t *testing.T) {
 
 func TestRoots(t *testing.T) {
 	var got engine.Options
+	var entered rootless.Entry
 	open := func(args []string, env map[string]string, uid int) string {
 		var out, errs bytes.Buffer
-		a := &app{name: "keg", now: time.Now, out: &out, err: &errs, env: env, uid: uid, open: func(o engine.Options) (backend, error) { got = o; return &fake{}, nil }}
+		a := &app{name: "keg", now: time.Now, out: &out, err: &errs, env: env, uid: uid, open: func(o engine.Options) (backend, error) { got = o; return &fake{}, nil },
+			become: func(e rootless.Entry) error { entered = e; return errors.New("not in a test") }}
 		got = engine.Options{}
 		a.main(t.Context(), args)
 		return errs.String()
@@ -73,8 +76,9 @@ func TestRoots(t *testing.T) {
 	if open([]string{"--config", "/c", "ps"}, map[string]string{"DOCKER_CONFIG": "/d", "A": "1"}, 0); got.Env["DOCKER_CONFIG"] != "/c" || got.Env["A"] != "1" {
 		t.Errorf("--config: %+v", got)
 	}
-	if said := open([]string{"ps"}, map[string]string{}, 1000); !strings.HasPrefix(said, "permission denied: keg needs root") || got.Root != "" {
-		t.Errorf("not root: %q", said)
+	open([]string{"ps"}, map[string]string{"HOME": "/home/u", "XDG_RUNTIME_DIR": "/run/user/1000"}, 1000)
+	if entered.Root != "/home/u/.local/share/keg" || entered.Run != "/run/user/1000/keg" || got.Root != "" {
+		t.Errorf("not root: entered %+v, opened %+v", entered, got)
 	}
 	for _, env := range []map[string]string{{"DOCKER_HOST": "tcp://ci:2375"}, {"DOCKER_CONTEXT": "prod"}} {
 		if said := open([]string{"ps"}, env, 0); said == "" || got.Root != "" {

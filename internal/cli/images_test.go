@@ -164,7 +164,7 @@ func TestBuildContexts(t *testing.T) {
 		"-o type=x " + dir:          "ERROR: invalid --output \"type=x\": unknown type \"x\": want image, registry, local, tar, oci or docker\n",
 		"-o type=local " + dir:      "ERROR: invalid --output \"type=local\": type=local needs dest=DIRECTORY\n",
 		"-o type=tar,a=b " + dir:    "ERROR: invalid --output \"type=tar,a=b\": unknown key \"a\": want type, dest, name, push, tar, compression or platform-split\n",
-		"--platform x/y/z/w " + dir: "ERROR: \"x/y/z/w\" is an invalid platform\n",
+		"--platform x/y/z/w " + dir: "ERROR: invalid platform \"x/y/z/w\": want os/arch[/variant], such as linux/amd64\n",
 		"-":                         "ERROR: the Dockerfile on stdin is empty\n",
 		"--sbom=true " + dir:        "ERROR: keg has no SBOM generator: leave --sbom out, and scan the image with a tool of your choice\n",
 	} {
