@@ -189,7 +189,8 @@ func (a *app) enter(root, run string) error {
 	if u, err := user.LookupId(strconv.Itoa(a.uid)); err == nil {
 		name = u.Username
 	}
-	return a.become(rootless.Entry{Root: root, Run: run, Name: name, Args: os.Args, Env: a.environ})
+	return a.become(rootless.Entry{Root: root, Run: run, Name: name, Args: os.Args, Env: a.environ,
+		Warn: func(s string) { fmt.Fprintln(a.err, "WARNING: "+s) }})
 }
 
 // roots are the absolute directories of the engine: flag, else environment, else the

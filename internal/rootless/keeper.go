@@ -74,7 +74,7 @@ func namespacesOf(pid int) (*namespaces, error) {
 }
 
 // make starts a keeper, or finds the one that another command has started meanwhile.
-func (p place) make(name string) (*namespaces, error) {
+func (p place) make(name string, warn func(string)) (*namespaces, error) {
 	l, err := disk.LockFile(context.Background(), p.making())
 	if err != nil {
 		return nil, err
@@ -84,6 +84,9 @@ func (p place) make(name string) (*namespaces, error) {
 		return ns, nil
 	}
 	ids := findIDs(name, os.Getuid(), os.Getgid())
+	if ids.lack != "" {
+		warn(ids.lack)
+	}
 	pid, err := startKeeper(p, ids)
 	if err != nil {
 		return nil, err

@@ -48,6 +48,7 @@ type Entry struct {
 	Name      string   // of the user; "" when the system does not know it
 	Args      []string // argv
 	Env       []string
+	Warn      func(string) // is told, when the namespaces are made, what they lack
 }
 
 // Enter makes this process run the same command line inside the user's namespaces. It returns only
@@ -66,7 +67,7 @@ func Enter(e Entry) error {
 	}
 	ns, err := p.open()
 	if err != nil {
-		if ns, err = p.make(e.Name); err != nil {
+		if ns, err = p.make(e.Name, e.Warn); err != nil {
 			lock.Close()
 			return err
 		}

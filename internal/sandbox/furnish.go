@@ -294,6 +294,7 @@ func (b *box) fresh(m *specs.Mount, name string, opts mountOptions) (int, error)
 		data = append([]string{}, data...)
 		data = append(data, rootOwned(l, data)...)
 	}
+	data = knownGroups(data)
 	fd, err := newMount(m.Type, m.Source, opts.flags, data, attrs)
 	if err != nil {
 		return -1, err

@@ -13,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"keg/internal/linux"
 	"keg/internal/weakness"
 )
 
@@ -202,7 +203,7 @@ func (p *program) credentials(c *process) {
 	}
 	// Always said, so that no group of the engine's remains (CVE-2022-36109).
 	s := p.add("set groups", fmt.Sprint(c.groups), unix.SYS_SETGROUPS, num(len(c.groups)), mem(groups))
-	if c.inUserNS && len(c.groups) == 0 {
+	if len(c.groups) == 0 && (c.inUserNS || linux.SingleID()) {
 		s.ignore(unix.EPERM, 0) // setgroups is denied in an unprivileged user namespace
 	}
 	p.add("become group", fmt.Sprint(c.gid), unix.SYS_SETRESGID, num(c.gid), num(c.gid), num(c.gid))
@@ -347,6 +348,9 @@ func newProcess(p *specs.Process, o *Options, userNS bool) (*process, []string, 
 		c.umask = *p.User.Umask
 	}
 	c.groups = append([]uint32{}, p.User.AdditionalGids...)
+	if linux.SingleID() {
+		c.groups = nil // there is one id, and setgroups(2) is denied
+	}
 	var warnings []string
 	caps, unknown := parseCaps(p.Capabilities)
 	if userNS {

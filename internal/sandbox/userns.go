@@ -172,3 +172,13 @@ func (t *tree) become() (back func()) {
 func holds(ids []specs.LinuxIDMapping, host uint32) bool {
 	return slices.ContainsFunc(ids, func(m specs.LinuxIDMapping) bool { return host >= m.HostID && host-m.HostID < m.Size })
 }
+
+// knownGroups leaves out a group that our own user namespace lacks, as it does when it has one id.
+func knownGroups(data []string) []string {
+	if !linux.SingleID() {
+		return data
+	}
+	return slices.DeleteFunc(slices.Clone(data), func(d string) bool {
+		return strings.HasPrefix(d, "gid=") && d != "gid=0" || strings.HasPrefix(d, "uid=") && d != "uid=0"
+	})
+}
