@@ -50,6 +50,7 @@ type Options struct {
 	Insecure      bool              // RUN --security=insecure is allowed
 	HostNetwork   bool              // RUN --network=host is allowed
 	Annotations   map[string]string // of the manifest
+	InlineCache   bool              // the image's config carries the records of its steps, for --cache-from
 	NoImage       bool              // the tree of the target is all that is wanted: no image is written, no tag set
 }
 
@@ -120,9 +121,18 @@ type Deps struct {
 	Runner    Runner
 	Progress  func(Event) // called from one goroutine at a time
 
+	// Import are caches of elsewhere, asked for what is not known here.
+	Import []Elsewhere
+
 	// Finish is called with the result as the last work of the build, while all that it names is kept
 	// from collection. Its error is the build's.
 	Finish func(ctx context.Context, r *Result) error
+}
+
+// Elsewhere is a step cache of another machine. Keys are made of contents, so that they mean the same everywhere.
+type Elsewhere interface {
+	// Step is the record of a key, and how to get its layer's tar, compressed or not; nil when it has none.
+	Step(key string) (*Record, func(ctx context.Context) (io.ReadCloser, error))
 }
 
 // Result is a built image.
@@ -131,6 +141,8 @@ type Result struct {
 	ConfigID digest.Digest
 	Stack    []digest.Digest // the layers of the target, bottom first
 	Platform image.Platform
+	Steps    []*Record  // of the target's own layers
+	AllSteps []*Record  // of these and of the other stages
 	Bases    []Base     // the images that the build stands on or reads
 	Epoch    *time.Time // SOURCE_DATE_EPOCH, if it was set
 	Warnings []string
@@ -144,7 +156,7 @@ type Error = dockerfile.Error
 func Build(ctx context.Context, o Options, d Deps) (*Result, error) {
 	return build(ctx, o, deps{
 		blobs: d.Store, snaps: d.Snapshots, images: d.Images, runner: d.Runner,
-		cache: cache{d.Steps}, run: d.Run, progress: &progress{emit: d.Progress}, finish: d.Finish,
+		cache: cache{d.Steps}, run: d.Run, progress: &progress{emit: d.Progress}, finish: d.Finish, elsewhere: d.Import,
 	})
 }
 
@@ -158,6 +170,8 @@ type deps struct {
 	run      string
 	progress *progress
 	finish   func(ctx context.Context, r *Result) error
+
+	elsewhere []Elsewhere
 }
 
 // blobs is what a build asks of *store.Store.

@@ -29,11 +29,27 @@ func (s *solver) result(ctx context.Context, r *result) (res *Result, err error)
 	c := s.plan.target.config
 	res.Stack, res.Epoch = r.stack, s.plan.epoch
 	res.Platform = image.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}
-	res.Bases = s.plan.bases()
+	res.Bases, res.Steps, res.AllSteps = s.plan.bases(), r.record, s.allSteps()
 	if s.finish != nil {
 		err = s.finish(ctx, res)
 	}
 	return res, err
+}
+
+// InlineKey is where an image's config carries the records of its steps.
+const InlineKey = "keg.buildcache.v1"
+
+func inlineCache(config []byte, records []*Record) ([]byte, error) {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(config, &fields); err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(records)
+	if err != nil {
+		return nil, err
+	}
+	fields[InlineKey] = text
+	return json.Marshal(fields)
 }
 
 // bases are the images of the stages that the target needs, each once.
@@ -53,6 +69,9 @@ func (s *solver) export(ctx context.Context, r *result) (_ *Result, err error) {
 	defer func() { v.done(err) }()
 	t := s.plan.target
 	config, err := json.Marshal(finishConfig(t.config, r, s.plan.epoch))
+	if err == nil && s.plan.o.InlineCache {
+		config, err = inlineCache(config, r.record)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -199,6 +199,11 @@ func (s *solver) step(ctx context.Context, step *step, below []digest.Digest) (_
 		r.record = []*Record{rec}
 		return rec, nil
 	}
+	if rec = s.bring(ctx, step, key, below, v); rec != nil {
+		v.cached()
+		r.record = []*Record{rec}
+		return rec, s.cache.put(rec, in.all())
+	}
 	if reason == "" {
 		reason = s.explain(step, in)
 	}

@@ -20,7 +20,7 @@ import (
 
 type buildFlags struct {
 	file, target, progress, iidfile, network          string
-	platforms, outputs, attests                       []string
+	platforms, outputs, attests, cacheFrom, cacheTo   []string
 	tags, args, labels, hosts, noCacheFilter, secrets []string
 	noCache, pull, quiet, explain, push               bool
 	shmSize                                           int64
@@ -66,6 +66,8 @@ func (o *buildFlags) bind(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&o.platforms, "platform", nil, "Set target platforms for build, as one image")
 	fs.StringArrayVarP(&o.outputs, "output", "o", nil, `Output destination (format: "type=local,dest=path")`)
 	fs.BoolVar(&o.push, "push", false, `Push the image when it is built (short for "--output type=registry")`)
+	fs.StringArrayVar(&o.cacheFrom, "cache-from", nil, `External cache sources (e.g., "user/app:cache", "type=local,src=path/to/dir")`)
+	fs.StringArrayVar(&o.cacheTo, "cache-to", nil, `Cache export destinations (e.g., "type=registry,ref=user/app:cache,mode=max", "type=local,dest=path/to/dir")`)
 	fs.StringArrayVar(&o.attests, "attest", nil, `Attestation parameters (format: "type=provenance,mode=max")`)
 	fs.StringVar(&o.progress, "progress", o.progress, `Type of progress output ("auto", "plain", "tty", "quiet")`)
 	fs.BoolVar(&o.pull, "pull", false, "Always attempt to pull newer versions of the base images")

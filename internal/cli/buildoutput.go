@@ -44,6 +44,20 @@ func (a *app) buildRequest(ctx context.Context, dir string, o *buildFlags) (q en
 	if o.push {
 		q.Outputs = pushed(q.Outputs)
 	}
+	for _, s := range o.cacheFrom {
+		c, err := parseCache(s, "src")
+		if err != nil {
+			return q, clean, fmt.Errorf("invalid --cache-from %q: %w", s, err)
+		}
+		q.CacheFrom = append(q.CacheFrom, c)
+	}
+	for _, s := range o.cacheTo {
+		c, err := parseCache(s, "dest")
+		if err != nil {
+			return q, clean, fmt.Errorf("invalid --cache-to %q: %w", s, err)
+		}
+		q.CacheTo = append(q.CacheTo, c)
+	}
 	q.Provenance, err = o.attested()
 	return q, clean, err
 }
@@ -111,6 +125,63 @@ func (a *app) parseOutput(s string) (out engine.Output, err error) {
 		}
 	}
 	return out, a.destination(&out, dest, packed)
+}
+
+// parseCache reads type=TYPE,KEY=VALUE..., or the name of an image. path is the key of a directory.
+func parseCache(s, path string) (c engine.Cache, err error) {
+	fields, err := csv.NewReader(strings.NewReader(s)).Read()
+	if err != nil {
+		return c, err
+	}
+	ref := ""
+	if len(fields) == 1 && !strings.Contains(s, "=") {
+		c.Type, ref, fields = "registry", s, nil
+	}
+	for _, f := range fields {
+		k, v, _ := strings.Cut(f, "=")
+		switch strings.ToLower(strings.TrimSpace(k)) {
+		case "type":
+			c.Type = v
+		case "ref":
+			ref = v
+		case path:
+			c.Dir = absolute(v)
+		case "mode":
+			if c.Max = v == "max"; v != "max" && v != "min" {
+				return c, fmt.Errorf("unknown mode %q: want min or max", v)
+			}
+		case "compression":
+			if c.Compression = image.Compression(v); v != "gzip" && v != "zstd" {
+				return c, fmt.Errorf("unknown compression %q: want gzip or zstd", v)
+			}
+		case "ignore-error":
+			if c.IgnoreError, err = strconv.ParseBool(v); err != nil {
+				return c, fmt.Errorf("ignore-error: %w", err)
+			}
+		case "oci-mediatypes", "image-manifest", "force-compression", "compression-level", "digest", "tag": // as keg does anyway
+		default:
+			return c, fmt.Errorf("unknown key %q: want type, ref, %s, mode, compression or ignore-error", k, path)
+		}
+	}
+	if ref != "" {
+		if c.Ref, err = image.ParseReference(ref); err != nil {
+			return c, err
+		}
+	}
+	return c, complete(c, path, ref)
+}
+
+// complete: each type has what it needs.
+func complete(c engine.Cache, path, ref string) error {
+	switch {
+	case c.Type == "inline" && path == "dest", c.Type == "registry" && ref != "", c.Type == "local" && c.Dir != "":
+		return nil
+	case c.Type == "registry":
+		return fmt.Errorf("type=registry needs ref=NAME")
+	case c.Type == "local":
+		return fmt.Errorf("type=local needs %s=DIRECTORY", path)
+	}
+	return fmt.Errorf("unknown type %q: want registry, local or inline", c.Type)
 }
 
 // destination checks what a type needs.

@@ -143,6 +143,10 @@ type rawDocument struct {
 	bytes []byte
 }
 
+func (d rawDocument) open() (io.ReadCloser, error) {
+	return io.NopCloser(bytes.NewReader(d.bytes)), nil
+}
+
 func rawOf(mediaType string, b []byte) rawDocument {
 	return rawDocument{image.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}, b}
 }
@@ -230,8 +234,7 @@ func (p *push) attestation(ctx context.Context, entry image.Descriptor, of diges
 		if there {
 			continue
 		}
-		open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(d.bytes)), nil }
-		if err := p.e.remote.PushBlob(ctx, q.ref, d.Descriptor, open, nil); err != nil {
+		if err := p.e.remote.PushBlob(ctx, q.ref, d.Descriptor, d.open, nil); err != nil {
 			return entry, err
 		}
 	}

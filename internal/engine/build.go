@@ -22,12 +22,12 @@ func (e *Engine) Build(ctx context.Context, o builder.Options, progress func(bui
 }
 
 // build runs the builder; Deps of the builder are the engine's business.
-func (e *Engine) build(ctx context.Context, o builder.Options, finish func(context.Context, *builder.Result) error, progress func(builder.Event)) (_ *builder.Result, err error) {
+func (e *Engine) build(ctx context.Context, o builder.Options, from []builder.Elsewhere, finish func(context.Context, *builder.Result) error, progress func(builder.Event)) (_ *builder.Result, err error) {
 	runner := &stepRunner{roots: monitor.Roots{Root: e.opt.Root, Run: e.opt.Run}}
 	defer func() { err = errors.Join(err, runner.close()) }()
 	return builder.Build(ctx, o, builder.Deps{
 		Store: e.store, Snapshots: e.snapshots, Steps: e.stepsDir(), Run: e.opt.Run,
-		Images: bases{e}, Runner: runner, Progress: progress, Finish: finish,
+		Images: bases{e}, Runner: runner, Progress: progress, Import: from, Finish: finish,
 	})
 }
 

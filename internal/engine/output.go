@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -54,6 +55,8 @@ type BuildRequest struct {
 	Platforms  []image.Platform // none: Options.Platform
 	Outputs    []Output         // none: an image
 	Provenance string           // "": none, else "min" or "max"
+	CacheFrom  []Cache
+	CacheTo    []Cache
 }
 
 // Built is what came of it.
@@ -93,6 +96,8 @@ type delivery struct {
 	n       *numbering
 	use     *use
 	results []*builder.Result
+
+	elsewhere []builder.Elsewhere
 }
 
 // several: an index is made, even of one platform when it carries a provenance.
@@ -103,6 +108,7 @@ func (b *delivery) run(ctx context.Context) (_ *Built, err error) {
 		return nil, err
 	}
 	defer b.use.end()
+	b.elsewhere = b.imports(ctx)
 	platforms := b.q.Platforms
 	if len(platforms) == 0 {
 		platforms = []image.Platform{image.Host()}
@@ -121,7 +127,10 @@ func (b *delivery) run(ctx context.Context) (_ *Built, err error) {
 			return nil, err
 		}
 	}
-	return out, b.deliver(ctx, out)
+	if err := b.deliver(ctx, out); err != nil {
+		return nil, err
+	}
+	return out, b.exports(ctx)
 }
 
 // build makes one platform and writes its tree where one is wanted.
@@ -131,6 +140,7 @@ func (b *delivery) build(ctx context.Context, p image.Platform) error {
 		o.Platform = &p
 	}
 	o.NoImage = !b.image
+	o.InlineCache = slices.ContainsFunc(b.q.CacheTo, func(c Cache) bool { return c.Type == "inline" })
 	o.Tags = b.tags
 	if b.several() {
 		o.Tags = nil
@@ -150,7 +160,7 @@ func (b *delivery) build(ctx context.Context, p image.Platform) error {
 		}
 		return b.trees(ctx, r)
 	}
-	res, err := b.e.build(ctx, o, finish, b.n.part(prefix))
+	res, err := b.e.build(ctx, o, b.elsewhere, finish, b.n.part(prefix))
 	if err == nil && b.image && !b.several() {
 		err = b.e.built(res, o.Tags)
 	}
