@@ -49,7 +49,8 @@ func (s *Store) syncNarrow(ctx context.Context, marks []os.DirEntry) bool {
 	return disk.SyncDir(s.layers("")) == nil
 }
 
-// syncTree flushes every file and directory below dir, children first.
+// syncTree flushes every file and directory below dir, children first. All writing is
+// started before the first wait: then one commit of the journal has the rest, too.
 func syncTree(ctx context.Context, dir string, files *int) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -57,6 +58,12 @@ func syncTree(ctx context.Context, dir string, files *int) error {
 	}
 	defer root.Close()
 	var dirs []string
+	var open []*os.File
+	defer func() {
+		for _, f := range open {
+			f.Close()
+		}
+	}()
 	err = fs.WalkDir(root.FS(), ".", func(p string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -68,19 +75,32 @@ func syncTree(ctx context.Context, dir string, files *int) error {
 		case e.IsDir():
 			dirs = append(dirs, p)
 		case e.Type().IsRegular():
-			return syncIn(root, p)
+			f, err := openCommitted(root, p)
+			if err != nil {
+				return err
+			}
+			open = append(open, f)
+			// Only a start: Sync is what counts.
+			unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
 		}
 		return ctx.Err()
 	})
+	for i := 0; i < len(open) && err == nil; i++ {
+		err = open[i].Sync()
+	}
 	for i := len(dirs) - 1; i >= 0 && err == nil; i-- {
 		err = syncIn(root, dirs[i])
 	}
 	return err
 }
 
-// syncIn syncs one file. A committed layer does not change, yet a pipe must not block.
+// openCommitted opens a file of a layer. It does not change, yet a pipe must not block.
+func openCommitted(root *os.Root, p string) (*os.File, error) {
+	return root.OpenFile(p, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+}
+
 func syncIn(root *os.Root, p string) error {
-	f, err := root.OpenFile(p, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := openCommitted(root, p)
 	if err != nil {
 		return err
 	}
