@@ -151,20 +151,32 @@ func excepted(name, at, ours, theirs string) bool {
 // used are the exceptions that a difference was found for.
 var used sync.Map
 
-// TestDockerfiles builds the corpus with keg and with Debian's BuildKit: trees and
-// configs have to be equal.
-func TestDockerfiles(t *testing.T) {
+// TestBesideBuildkit builds the corpus and the contexts with ignore files with keg and with
+// Debian's BuildKit: trees and configs have to be equal.
+func TestBesideBuildkit(t *testing.T) {
 	e := newEngine(t)
+	if _, err := exec.LookPath("dockerd"); err != nil {
+		t.Skip("needs Docker's engine to compare with: ", err)
+	}
+	languageBases(t)
+	d := startBuildkit(t, corpusBases...)
+	for _, ref := range corpusBases {
+		e.keg("pull", "-q", ref)
+	}
+	t.Run("Dockerfiles", func(t *testing.T) { dockerfiles(t, e, d) })
+	t.Run("ignore files", func(t *testing.T) { ignoreFiles(t, e, d) })
+	e.keg("system", "prune", "-af")
+}
+
+var corpusBases = []string{"busybox", "alpine", "onbuild", "python", "node", "golang"}
+
+func dockerfiles(t *testing.T, e *engine, d *buildkit) {
 	if len(exceptions) > 15 {
 		t.Errorf("%d exceptions", len(exceptions))
 	}
-	languageBases(t)
 	cases := corpus(t)
-	d := startBuildkit(t, "busybox", "alpine", "onbuild", "python", "node", "golang")
-	e.pullAll(t)
 	work := make(chan *corpusCase)
 	var wg sync.WaitGroup
-	start := time.Now()
 	for range 2 {
 		wg.Go(func() {
 			for c := range work {
@@ -177,19 +189,10 @@ func TestDockerfiles(t *testing.T) {
 	}
 	close(work)
 	wg.Wait()
-	t.Logf("%d builds took %v", len(cases), time.Since(start))
 	for i, x := range exceptions {
 		if _, ok := used.Load(i); !ok {
 			t.Errorf("no difference is as the exception %q says", x.reason)
 		}
-	}
-	e.keg("system", "prune", "-af")
-}
-
-func (e *engine) pullAll(t *testing.T) {
-	t.Helper()
-	for _, ref := range []string{"busybox", "alpine", "onbuild", "python", "node", "golang"} {
-		e.keg("pull", "-q", ref)
 	}
 }
 
