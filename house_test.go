@@ -26,7 +26,7 @@ var (
 		"builder":  {"dockerfile", "store", "layer", "snapshot"},
 		"builtin":  {"store", "layer"},
 		"engine": {"builder", "delegate", "monitor", "registry", "container", "layer", "snapshot", "store", "network",
-			"volume", "sandbox", "sandbox/cgroup", "builtin", "event"},
+			"volume", "sandbox", "sandbox/cgroup", "builtin", "event", "rootless"},
 		"api": {"engine", "container", "network", "volume", "event", "builder", "monitor", "registry"},
 		"cli": {"engine", "container", "network", "volume", "event", "builder", "monitor", "api",
 			"registry", "sandbox", "oci", "builtin", "rootless"},

@@ -11,6 +11,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 
 	"keg/internal/linux"
+	"keg/internal/rootless"
 )
 
 // Feature is one thing that the kernel or host offers or lacks, as a sentence.
@@ -54,7 +55,7 @@ func (e *Engine) Info(ctx context.Context) (Info, error) {
 		Containers: len(list), Images: len(a.images),
 		CgroupVersion: fmt.Sprint(max(linux.CgroupVersion(), 1)), CgroupDriver: "cgroupfs",
 		Storage: "overlay", BackingFS: backing, Root: e.opt.Root, Run: e.opt.Run,
-		Features: features(hostProbe()), Rootless: os.Geteuid() != 0,
+		Features: features(e.hostProbe()), Rootless: rootless.Inside(),
 	}
 	for _, c := range list {
 		switch c.st.Status {
@@ -77,6 +78,9 @@ func (e *Engine) Info(ctx context.Context) (Info, error) {
 	if linux.HasAppArmor() {
 		i.SecurityOptions = append(i.SecurityOptions, "name=apparmor")
 	}
+	if i.Rootless {
+		i.SecurityOptions = append(i.SecurityOptions, "name=rootless")
+	}
 	i.SecurityOptions = append(i.SecurityOptions, "name=cgroupns")
 	return i, nil
 }
@@ -89,12 +93,13 @@ type probe struct {
 	nftables, userns, timens, cgroupns, sysResource bool
 	cgroup                                          int
 	controllers                                     []string
+	rootless                                        []rootless.Feature // of an ordinary user's engine
 }
 
 const capSysResource = 24
 
-func hostProbe() probe {
-	return probe{
+func (e *Engine) hostProbe() probe {
+	p := probe{
 		kernel: linux.Kernel(), kernelOK: linux.KernelAtLeast(5, 15),
 		overlay: linux.HasFilesystem("overlay"), userxattr: linux.KernelAtLeast(5, 11),
 		idmap: linux.HasMountSetattr() && linux.KernelAtLeast(5, 19), newMount: linux.HasNewMount(),
@@ -104,6 +109,11 @@ func hostProbe() probe {
 		sysResource: linux.HasCapability(capSysResource),
 		cgroup:      linux.CgroupVersion(), controllers: linux.CgroupControllers(),
 	}
+	if rootless.Inside() {
+		p.rootless, p.sysResource = rootless.Features(e.opt.Run), false
+		p.nftables = e.networks.HasFirewall()
+	}
+	return p
 }
 
 // features says in a sentence each what the host offers, or what it lacks and what to do.
@@ -140,7 +150,12 @@ func features(p probe) []Feature {
 	add("clone3 into cgroup", p.cgroupClone,
 		"Processes are born inside their cgroup (clone3, used with cgroup v2).",
 		"clone3 with a cgroup is not available (Linux 5.7, or a seccomp filter forbids it); starting a container takes some milliseconds more.")
-	fs = append(fs, cgroupFeatures(p)...)
+	if p.rootless == nil {
+		fs = append(fs, cgroupFeatures(p)...)
+	}
+	for _, f := range p.rootless {
+		fs = append(fs, Feature(f))
+	}
 	add("seccomp", p.seccomp,
 		"System calls are filtered with Docker's default profile (seccomp).",
 		"The kernel cannot filter system calls (CONFIG_SECCOMP_FILTER); containers reach all of it. Use a kernel with seccomp.")

@@ -134,3 +134,12 @@ func (s *Store) Create(ctx context.Context, o CreateOptions) (n Network, err err
 func (s *Store) Remove(ctx context.Context, name string) error {
 	return s.home(func() error { return s.remove(ctx, name) })
 }
+
+// HasFirewall asks the kernel whether there can be rules where the bridges are.
+func (s *Store) HasFirewall() (ok bool) {
+	_ = s.home(func() error {
+		ok = linux.HasNftables()
+		return nil
+	})
+	return ok
+}

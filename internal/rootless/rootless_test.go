@@ -100,3 +100,25 @@ func TestMarkerIsTakenOnce(t *testing.T) {
 		t.Error("a command without a lock counts as inside")
 	}
 }
+
+func TestFeaturesSayWhatToDo(t *testing.T) {
+	for _, c := range []struct {
+		f    Feature
+		ok   bool
+		word string
+	}{
+		{pings("0 2147483647", 1000), true, "can ping"},
+		{pings("1 0", 1000), false, "net.ipv4.ping_group_range"},
+		{pings("", 1000), false, "sudo sysctl"},
+		{lowPorts("0"), true, "from 0 up"},
+		{lowPorts("1024"), false, "ip_unprivileged_port_start=80"},
+	} {
+		if c.f.OK != c.ok || !strings.Contains(c.f.Text, c.word) {
+			t.Errorf("%+v", c.f)
+		}
+	}
+	m := findIDs("nobody-has-this-name", 1<<30, 1<<30)
+	if !strings.Contains(m.lack, "uidmap") && !strings.Contains(m.lack, "usermod --add-subuids") {
+		t.Errorf("%q", m.lack)
+	}
+}

@@ -1,0 +1,89 @@
+package rootless
+
+// What an ordinary user's engine has and lacks on this host, a sentence each.
+
+import (
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"keg/internal/linux"
+)
+
+// Feature is one of them; OK tells that nothing is missing.
+type Feature struct {
+	Name string
+	OK   bool
+	Text string
+}
+
+// Inside tells whether this process runs in an ordinary user's own namespace.
+func Inside() bool {
+	outer, _ := linux.OwnIDs("uid_map")
+	return linux.InUserNS() && outer != 0
+}
+
+// Features looks at the host from inside.
+func Features(run string) []Feature {
+	uid, count := linux.OwnIDs("uid_map")
+	gid, _ := linux.OwnIDs("gid_map")
+	name := ""
+	if u, err := user.LookupId(strconv.Itoa(int(uid))); err == nil {
+		name = u.Username
+	}
+	ids := Feature{"subordinate ids", !linux.SingleID(), fmt.Sprintf("Containers have %d user ids (newuidmap, /etc/subuid).", count)}
+	if !ids.OK {
+		if ids.Text = findIDs(name, int(uid), int(gid)).lack; ids.Text == "" {
+			ids.Text = "Containers have one user id; more were given meanwhile, and come when all containers have ended and keg starts anew."
+		}
+	}
+	way := Feature{"way out", true, "Containers reach out through keg's relay: the far end sees the host's address."}
+	if b, err := os.ReadFile(at(run).lack()); err == nil {
+		way.OK, way.Text = false, sentence(string(b))
+	}
+	return []Feature{ids, way, pings(number("/proc/sys/net/ipv4/ping_group_range"), gid), lowPorts(number("/proc/sys/net/ipv4/ip_unprivileged_port_start")), limits()}
+}
+
+func sentence(s string) string {
+	if s == "" {
+		return s
+	}
+	return strings.ToUpper(s[:1]) + s[1:] + "."
+}
+
+func number(file string) string {
+	b, _ := os.ReadFile(file)
+	return strings.Join(strings.Fields(string(b)), " ")
+}
+
+// pings looks whether the host lets the user's group ping (icmp(7)).
+func pings(allowed string, gid uint32) Feature {
+	var lo, hi uint32
+	if n, _ := fmt.Sscan(allowed, &lo, &hi); n == 2 && lo <= gid && gid <= hi {
+		return Feature{"ping", true, "Containers can ping what is outside."}
+	}
+	return Feature{"ping", false, "Pings of what is outside are not answered; let ordinary users ping with: sudo sysctl net.ipv4.ping_group_range='0 2147483647'"}
+}
+
+func lowPorts(first string) Feature {
+	n, err := strconv.Atoi(first)
+	if err == nil && n <= 80 {
+		return Feature{"low ports", true, fmt.Sprintf("Ports from %d up can be published.", n)}
+	}
+	return Feature{"low ports", false, "Ports below " + first + " cannot be published by an ordinary user; allow it with: sudo sysctl net.ipv4.ip_unprivileged_port_start=80"}
+}
+
+// limits looks whether a cgroup could be made where containers' are.
+func limits() Feature {
+	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/memory"} {
+		if unix.Access(filepath.Join(dir, "cgroup.procs"), unix.W_OK) == nil {
+			return Feature{"cgroup", true, "Limits of memory, processors and processes apply."}
+		}
+	}
+	return Feature{"cgroup", false, "Limits (--memory, --cpus, --pids-limit) have no effect, and pause and stats do not work: the host gives no cgroup to ordinary users; run keg as root for them."}
+}
