@@ -145,7 +145,7 @@ func TestBuildErrors(t *testing.T) {
 		"from var":    {"FROM a\nARG S=a\nCOPY --from=$S / /", `variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround`, 3},
 		"required":    {"FROM a\nARG S\nRUN echo\nENV X=${S:?needed}", `failed to process "${S:?needed}": S: needed`, 4},
 		"file over":   {"FROM a\nCOPY there /d/\nCOPY there /d/there/x", "", 3},
-		"ssh":         {"FROM a\nRUN --mount=type=ssh x", "RUN --mount=type=ssh is not supported", 2},
+		"ssh":         {"FROM a\nRUN --mount=type=ssh,required x", `ssh agent "default": not found; name it with --ssh default`, 2},
 		"insecure":    {"FROM a\nRUN --security=insecure x", "RUN --security=insecure is not allowed: grant it with --allow security.insecure", 2},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -39,6 +39,7 @@ type Options struct {
 	Env           map[string]string  // of the caller: SOURCE_DATE_EPOCH, values of --build-arg NAME
 	Labels        map[string]string
 	Secrets       map[string][]byte // id -> content, for RUN --mount=type=secret
+	SSH           map[string]string // id -> socket of an agent, for RUN --mount=type=ssh
 	NoCache       bool
 	NoCacheFilter []string // stages
 	Pull          bool

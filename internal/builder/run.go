@@ -179,6 +179,11 @@ func (s *stage) evalMount(m *instructions.Mount, from *stage) (runMount, error) 
 		}
 	case instructions.MountTypeSecret:
 		return rm.secret(m)
+	case instructions.MountTypeSSH:
+		if rm.id == "" {
+			rm.id = sshDefault
+		}
+		return rm, nil
 	default:
 		return rm, fault.Unsupportedf("RUN --mount=type=%s is not supported", m.Type)
 	}

@@ -27,6 +27,8 @@ func (m *runMount) prepare(ctx context.Context, s *solver, step *Step, undo *cle
 		return m.prepareCache(ctx, s, step, undo)
 	case instructions.MountTypeSecret:
 		return m.prepareSecret(s, step, undo)
+	case instructions.MountTypeSSH:
+		return m.prepareSSH(s, step, undo)
 	default:
 		return m.prepareBind(ctx, s, step, undo)
 	}

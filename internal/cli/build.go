@@ -19,15 +19,15 @@ import (
 )
 
 type buildFlags struct {
-	file, target, progress, iidfile, network          string
-	platforms, outputs, attests, cacheFrom, cacheTo   []string
-	tags, args, labels, hosts, noCacheFilter, secrets []string
-	noCache, pull, quiet, explain, push               bool
-	shmSize                                           int64
-	provenance, sbom, metadata                        string
-	annotations, allow                                []string
-	check, call                                       string
-	ulimits                                           ulimitValue
+	file, target, progress, iidfile, network             string
+	platforms, outputs, attests, cacheFrom, cacheTo, ssh []string
+	tags, args, labels, hosts, noCacheFilter, secrets    []string
+	noCache, pull, quiet, explain, push                  bool
+	shmSize                                              int64
+	provenance, sbom, metadata                           string
+	annotations, allow                                   []string
+	check, call                                          string
+	ulimits                                              ulimitValue
 }
 
 func newBuild(a *app) *cobra.Command {
@@ -73,6 +73,7 @@ func (o *buildFlags) bind(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.pull, "pull", false, "Always attempt to pull newer versions of the base images")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "Suppress the build output and print the image ID on success")
 	fs.StringArrayVar(&o.secrets, "secret", nil, `Secret to expose to the build (format: "id=mysecret[,src=/local/secret]" or "id=mysecret,env=NAME")`)
+	fs.StringArrayVar(&o.ssh, "ssh", nil, `SSH agent socket to expose to the build (format: "default|<id>[=<socket>]")`)
 	fs.Var(&bytesValue{p: &o.shmSize}, "shm-size", "Size of /dev/shm of RUN instructions")
 	fs.VarP(newList(&o.tags, nil), "tag", "t", `Name and optionally a tag of the image ("name:tag")`)
 	fs.StringVar(&o.target, "target", "", "Set the target stage to build")
@@ -129,6 +130,9 @@ func (a *app) buildOptions(ctx context.Context, dir string, o *buildFlags) (req 
 		o.platforms = []string{a.env["DOCKER_DEFAULT_PLATFORM"]}
 	}
 	if req.Secrets, err = a.buildSecrets(o.secrets); err != nil {
+		return req, clean, err
+	}
+	if req.SSH, err = a.buildAgents(o.ssh); err != nil {
 		return req, clean, err
 	}
 	if err := o.grant(&req); err != nil {
@@ -194,6 +198,32 @@ func (a *app) buildSecrets(specs []string) (map[string][]byte, error) {
 		secrets[id] = b
 	}
 	return secrets, nil
+}
+
+// buildAgents reads what --ssh names: agents by their sockets. Keys stay with the agent.
+func (a *app) buildAgents(specs []string) (map[string]string, error) {
+	agents := map[string]string{}
+	for _, s := range specs {
+		id, sock, _ := strings.Cut(s, "=")
+		if id == "" {
+			id = "default"
+		}
+		if sock == "" {
+			sock = a.env["SSH_AUTH_SOCK"]
+		}
+		if sock == "" {
+			return nil, fmt.Errorf("invalid --ssh %q: SSH_AUTH_SOCK is not set; start an agent: eval $(ssh-agent); ssh-add", s)
+		}
+		for _, p := range strings.Split(sock, ",") {
+			if st, err := os.Stat(p); err != nil {
+				return nil, fmt.Errorf("invalid --ssh %q: %w", s, err)
+			} else if st.Mode().Type() != os.ModeSocket {
+				return nil, fmt.Errorf("invalid --ssh %q: %s is no agent's socket; add a key to an agent (eval $(ssh-agent); ssh-add %s) and name that", s, p, p)
+			}
+		}
+		agents[id] = sock
+	}
+	return agents, nil
 }
 
 // buildPrinter shows the progress as --progress says.
