@@ -205,6 +205,9 @@ func build(ctx context.Context, o Options, d deps) (_ *Result, err error) {
 	if err := d.cache.open(); err != nil {
 		return nil, err
 	}
+	if err := sweepSecrets(d.run); err != nil {
+		return nil, err
+	}
 	bc, err := openContext(o.Context)
 	if err != nil {
 		return nil, err

@@ -192,7 +192,7 @@ const keyPrefix = "build-"
 // Sweep removes what killed builds left: active snapshots whose builder is gone, and
 // its directories. It never touches a build at work.
 func Sweep(ctx context.Context, d Deps) error {
-	return sweep(ctx, cache{d.Steps}, d.Snapshots)
+	return errors.Join(sweepSecrets(d.Run), sweep(ctx, cache{d.Steps}, d.Snapshots))
 }
 
 func sweep(ctx context.Context, c cache, snaps snapshots) error {

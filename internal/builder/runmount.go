@@ -142,6 +142,17 @@ func (m *runMount) fill(ctx context.Context, s *solver, dir string) error {
 	return nil
 }
 
+// secretsDir holds the files of secrets while steps use them. What a killed build left
+// there is removed by the next one.
+func secretsDir(run string) string { return filepath.Join(run, "secrets") }
+
+func sweepSecrets(run string) error {
+	if run == "" {
+		return nil
+	}
+	return disk.Sweep(secretsDir(run))
+}
+
 func (m *runMount) prepareSecret(s *solver, step *Step, undo *cleanup) error {
 	data, ok := s.plan.o.Secrets[m.id]
 	if !ok {
@@ -159,12 +170,15 @@ func (m *runMount) prepareSecret(s *solver, step *Step, undo *cleanup) error {
 	if s.run == "" {
 		return fault.Unsupportedf("secret %s: there is no tmpfs to keep it on", m.id)
 	}
-	dir, err := os.MkdirTemp(s.run, "secret-")
+	if err := os.MkdirAll(secretsDir(s.run), 0o700); err != nil {
+		return err
+	}
+	dir, err := disk.HoldDir(secretsDir(s.run), "")
 	if err != nil {
 		return err
 	}
-	undo.add(func() { os.RemoveAll(dir) })
-	file := filepath.Join(dir, "s")
+	undo.add(func() { dir.Remove() })
+	file := filepath.Join(dir.Path, "s")
 	mode, uid, gid := uint64(0o400), uint64(0), uint64(0)
 	if m.mode != nil {
 		mode = *m.mode

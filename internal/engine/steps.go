@@ -34,5 +34,5 @@ func (e *Engine) steps() ([]step, error) {
 
 // sweepBuilds removes what killed builds left.
 func (e *Engine) sweepBuilds(ctx context.Context) error {
-	return builder.Sweep(ctx, builder.Deps{Snapshots: e.snapshots, Steps: e.stepsDir()})
+	return builder.Sweep(ctx, builder.Deps{Snapshots: e.snapshots, Steps: e.stepsDir(), Run: e.opt.Run})
 }
