@@ -166,8 +166,8 @@ func (t tree) program(p, from string) error {
 	return nil
 }
 
-// image makes a one-layer image, gzip-compressed as registries usually hold them.
-func (t tree) image(ref string, edit func(*v1.Config)) (string, v1.Image, error) {
+// tar packs the tree, with the directories on the way.
+func (t tree) tar() ([]byte, error) {
 	for p := range t { // parents
 		for d := path.Dir(p); d != "."; d = path.Dir(d) {
 			if _, ok := t[d]; !ok {
@@ -186,14 +186,21 @@ func (t tree) image(ref string, edit func(*v1.Config)) (string, v1.Image, error)
 		n := t[p]
 		h := &tar.Header{Name: p, Mode: n.mode, Typeflag: n.kind, Linkname: n.link, Size: int64(len(n.data)), ModTime: time.Unix(1700000000, 0)}
 		if err := w.WriteHeader(h); err != nil {
-			return ref, nil, err
+			return nil, err
 		}
 		w.Write(n.data)
 	}
-	if err := w.Close(); err != nil {
+	err := w.Close()
+	return b.Bytes(), err
+}
+
+// image makes a one-layer image, gzip-compressed as registries usually hold them.
+func (t tree) image(ref string, edit func(*v1.Config)) (string, v1.Image, error) {
+	b, err := t.tar()
+	if err != nil {
 		return ref, nil, err
 	}
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil },
+	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil },
 		tarball.WithCompressionLevel(gzip.BestSpeed), tarball.WithCompressedCaching)
 	if err != nil {
 		return ref, nil, err

@@ -205,9 +205,12 @@ func build(ctx context.Context, o Options, d deps) (_ *Result, err error) {
 	if err := d.cache.open(); err != nil {
 		return nil, err
 	}
+	// A second time at the end: a process that a killed build was starting may have held
+	// its directory for some milliseconds longer.
 	if err := sweepSecrets(d.run); err != nil {
 		return nil, err
 	}
+	defer sweepSecrets(d.run)
 	bc, err := openContext(o.Context)
 	if err != nil {
 		return nil, err
