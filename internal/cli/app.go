@@ -49,8 +49,9 @@ type app struct {
 	opened func() (backend, error)
 	config func() clientConfig
 
-	completing bool // a shell asks
-	inside     bool // an ordinary user's own namespace
+	completing bool   // a shell asks
+	talksTo    string // the only container whose monitor the command needs
+	inside     bool   // an ordinary user's own namespace
 }
 
 // globals are the flags that stand before every command (--root, --run-root and
@@ -158,7 +159,7 @@ func (a *app) openEngine() (backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	if a.uid != 0 {
+	if a.uid != 0 && (a.talksTo == "" || !engine.Answers(root, a.talksTo)) {
 		return nil, a.enter(root, run)
 	}
 	env := a.env
@@ -177,7 +178,14 @@ func (a *app) openEngine() (backend, error) {
 			return nil, failf("KEG_BUILD_QUOTA=%s: want a number of bytes, for example 20GB", q)
 		}
 	}
-	return a.open(engine.Options{Root: root, Run: run, Env: env, Version: version, BuildQuota: quota})
+	return a.open(engine.Options{Outside: a.uid != 0, Root: root, Run: run, Env: env, Version: version, BuildQuota: quota})
+}
+
+// engineOf is the engine for a command that only talks to the monitor of one container, which an ordinary
+// user's can do from outside.
+func (a *app) engineOf(name string) (backend, error) {
+	a.talksTo = name
+	return a.engine()
 }
 
 // enter goes on as root of the user's own namespace, in this process; it returns when that failed.

@@ -52,14 +52,14 @@ func (a *app) execIn(ctx context.Context, name string, o *execFlags) error {
 			return err
 		}
 		o.req.Stdin = false
-		eng, err := a.engine()
+		eng, err := a.engineOf(name)
 		if err != nil {
 			return err
 		}
 		_, err = eng.Exec(ctx, name, o.req, monitor.Stdio{})
 		return err
 	}
-	eng, err := a.engine()
+	eng, err := a.engineOf(name)
 	if err != nil {
 		return err
 	}

@@ -32,6 +32,10 @@ type Options struct {
 	Env       map[string]string // of the caller: proxies, HOME, DOCKER_CONFIG
 	Version   string            // for the User-Agent
 
+	// Outside says that this is an ordinary user's engine from outside of his namespace: good for talking to
+	// monitors, not for cleaning up after one.
+	Outside bool
+
 	BuildQuota int64 // bytes that the build cache may keep; 0: a tenth of the file system
 }
 
@@ -146,6 +150,27 @@ func (m ourMonitors) Reap(ctx context.Context, id string) error { return monitor
 
 func (m ourMonitors) ReapAll(ctx context.Context) error { return monitor.ReapAll(ctx, m.r) }
 
+// others are monitors inside a namespace that we are not in.
+type others struct{ monitors }
+
+// Reap is left to the next command that is inside.
+func (others) Reap(context.Context, string) error { return nil }
+
+// Answers tells whether the container of that name has a monitor to talk to. It changes nothing.
+func Answers(root, ref string) bool {
+	s := ctr.Open(root)
+	r, err := s.Find(ref)
+	if err != nil {
+		return false
+	}
+	st, err := s.State(r.ID)
+	if err != nil || !isLive(st.Status) || !sameBoot(st) {
+		return false
+	}
+	held, err := s.Running(r.ID)
+	return err == nil && held
+}
+
 // layoutVersion is the format of the directories below Root.
 const layoutVersion = 1
 
@@ -169,6 +194,10 @@ func Open(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
+	var ms monitors = ourMonitors{monitor.Roots{Root: o.Root, Run: o.Run}}
+	if o.Outside {
+		ms = others{ms}
+	}
 	return &Engine{
 		opt:        o,
 		store:      blobs,
@@ -179,7 +208,7 @@ func Open(o Options) (*Engine, error) {
 		events:     event.Open(o.Root),
 		remote: registry.NewClient(registry.Config{
 			DockerConfig: o.Env["DOCKER_CONFIG"], Env: o.Env, UserAgent: "keg/" + o.Version}),
-		monitors: ourMonitors{monitor.Roots{Root: o.Root, Run: o.Run}},
+		monitors: ms,
 	}, nil
 }
 
