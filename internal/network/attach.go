@@ -219,7 +219,7 @@ func (a *Attachment) tryReserve(ctx context.Context, making func() netnsResult) 
 		return err
 	}
 	for _, p := range portals {
-		a.proxies = append(a.proxies, startProxy(p, s.home))
+		a.proxies = append(a.proxies, startProxy(p, s.home, s.away()))
 	}
 	return nil
 }

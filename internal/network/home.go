@@ -143,3 +143,13 @@ func (s *Store) HasFirewall() (ok bool) {
 	})
 	return ok
 }
+
+// away tells whether home is another namespace than ours.
+func (s *Store) away() bool {
+	fd := rootless.Network(s.engineRun)
+	if fd < 0 {
+		return false
+	}
+	unix.Close(fd)
+	return true
+}

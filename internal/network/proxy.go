@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"keg/internal/rootless"
 )
 
 // A proxy carries one portal.
@@ -18,6 +20,7 @@ type proxy struct {
 	portal *portal
 	target netip.AddrPort
 	home   func(func() error) error // runs a function where the container can be reached
+	away   bool                     // that is not here: the client is known to the container only by what we say
 
 	mu     sync.Mutex
 	conns  map[*net.TCPConn]struct{} // open ends, for shutdown
@@ -25,8 +28,8 @@ type proxy struct {
 	closed bool
 }
 
-func startProxy(p *portal, home func(func() error) error) *proxy {
-	x := &proxy{portal: p, home: home, target: netip.AddrPortFrom(p.Target, p.TargetPort), conns: map[*net.TCPConn]struct{}{}}
+func startProxy(p *portal, home func(func() error) error, away bool) *proxy {
+	x := &proxy{portal: p, home: home, away: away, target: netip.AddrPortFrom(p.Target, p.TargetPort), conns: map[*net.TCPConn]struct{}{}}
 	x.wg.Add(1)
 	go func() {
 		defer x.wg.Done()
@@ -107,7 +110,7 @@ func (x *proxy) relay(client *net.TCPConn) {
 		return
 	}
 	defer x.drop(client)
-	server, err := x.dial()
+	server, err := x.dial(client.RemoteAddr().(*net.TCPAddr).AddrPort())
 	if err != nil {
 		client.SetLinger(0) // a reset, as if nobody listened
 		return
@@ -126,15 +129,23 @@ func (x *proxy) relay(client *net.TCPConn) {
 	<-back
 }
 
-func (x *proxy) dial() (c *net.TCPConn, err error) {
-	return c, x.home(func() error {
+func (x *proxy) dial(client netip.AddrPort) (c *net.TCPConn, err error) {
+	err = x.home(func() error {
 		d := net.Dialer{Timeout: 10 * time.Second}
+		if x.away && rootless.Speaks(&d, client, x.target) {
+			if up, err := d.Dial("tcp", x.target.String()); err == nil {
+				c = up.(*net.TCPConn)
+				return nil
+			}
+			d = net.Dialer{Timeout: 10 * time.Second} // in our own name, then
+		}
 		up, err := d.Dial("tcp", x.target.String())
 		if err == nil {
 			c = up.(*net.TCPConn)
 		}
 		return err
 	})
+	return c, err
 }
 
 func half(dst, src *net.TCPConn) {

@@ -107,9 +107,12 @@ func setUpTun() error {
 			return fmt.Errorf("find %s: %w", name, err)
 		}
 		if name == tunName {
-			if err := addressTun(l); err != nil {
-				return err
-			}
+			err = addressTun(l)
+		} else {
+			err = sourceRoute(l.Attrs().Index)
+		}
+		if err != nil {
+			return fmt.Errorf("set up %s: %w", name, err)
 		}
 		if err := netlink.LinkSetUp(l); err != nil {
 			return fmt.Errorf("set up %s: %w", name, err)
@@ -185,6 +188,7 @@ func uplinkRules(port uint16) error {
 		&expr.Immediate{Register: 1, Data: tunAddr().AsSlice()},
 		&expr.Immediate{Register: 2, Data: []byte{byte(port >> 8), byte(port)}},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1, RegProtoMin: 2, Specified: true}})
+	sourceRules(c, t)
 	return c.Flush()
 }
 
