@@ -142,11 +142,19 @@ type Result struct {
 	ConfigID digest.Digest
 	Stack    []digest.Digest // the layers of the target, bottom first
 	Platform image.Platform
+	Made     []Made     // what the steps made, in an order in which each comes after what it reads
 	Steps    []*Record  // of the target's own layers
 	AllSteps []*Record  // of these and of the other stages
 	Bases    []Base     // the images that the build stands on or reads
 	Epoch    *time.Time // SOURCE_DATE_EPOCH, if it was set
 	Warnings []string
+}
+
+// Made is the layer of one step, with its place in the Dockerfile.
+type Made struct {
+	Line   int
+	Step   string
+	Layers []digest.Digest // what it stands on, and its own on top
 }
 
 // Error is an error of a Dockerfile with its place.

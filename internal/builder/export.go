@@ -29,6 +29,7 @@ func (s *solver) result(ctx context.Context, r *result) (res *Result, err error)
 	c := s.plan.target.config
 	res.Stack, res.Epoch = r.stack, s.plan.epoch
 	res.Platform = image.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}
+	res.Made = s.made()
 	res.Bases, res.Steps, res.AllSteps = s.plan.bases(), r.record, s.allSteps()
 	if s.finish != nil {
 		err = s.finish(ctx, res)
@@ -50,6 +51,25 @@ func inlineCache(config []byte, records []*Record) ([]byte, error) {
 	}
 	fields[InlineKey] = text
 	return json.Marshal(fields)
+}
+
+// made lists the steps of all stages that the target needs; one of FROM an earlier stage has that stage's first.
+func (s *solver) made() (all []Made) {
+	for _, st := range s.plan.reach() {
+		r := s.results[st]
+		if r == nil || len(r.record) < len(st.steps) {
+			continue
+		}
+		own := r.record[len(r.record)-len(st.steps):]
+		for i, step := range st.steps {
+			m := Made{Step: own[i].Step, Layers: r.stack[:len(r.stack)-len(st.steps)+i+1]}
+			if len(step.at) > 0 {
+				m.Line = step.at[0].Start.Line
+			}
+			all = append(all, m)
+		}
+	}
+	return all
 }
 
 // bases are the images of the stages that the target needs, each once.

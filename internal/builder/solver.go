@@ -59,6 +59,8 @@ type solver struct {
 	load   *vertex            // "load build context"
 	last   *lastBuild         // of the time before
 	done   []lastStep
+
+	checkout func() *time.Time // of the context's commit; nil: not a clean checkout
 }
 
 // result is a stack that somebody may be waiting for.
@@ -72,6 +74,13 @@ type result struct {
 func newSolver(d deps, p *plan, bc *buildContext) *solver {
 	s := &solver{deps: d, plan: p, context: bc, results: map[*stage]*result{},
 		keys: map[string]*result{}, sealed: map[string]*tree{}}
+	s.checkout = sync.OnceValue(func() *time.Time {
+		// It is asked for by the first step that copies, whose own context may end before others do.
+		if t, ok := CommitTime(context.Background(), bc.dir); ok {
+			return &t
+		}
+		return nil
+	})
 	bc.sums = loadSums(d.cache.sumsFile(s.buildID()))
 	return s
 }
@@ -290,11 +299,12 @@ func (s *solver) perform(ctx context.Context, step *step, below []digest.Digest,
 			s.snaps.Remove(active)
 		}
 	}()
-	w := &work{key: active, below: below, v: v, epoch: s.plan.epoch}
+	epoch := s.epochOf(step)
+	w := &work{key: active, below: below, v: v, epoch: epoch}
 	if err := step.op.perform(ctx, s, w); err != nil {
 		return nil, s.missing(step, err)
 	}
-	c, err := s.snaps.Commit(ctx, active, snapshot.CommitOptions{Epoch: s.plan.epoch, Omit: w.places})
+	c, err := s.snaps.Commit(ctx, active, snapshot.CommitOptions{Epoch: epoch, Omit: w.places})
 	if err != nil {
 		return nil, err
 	}
@@ -313,6 +323,19 @@ func (s *solver) perform(ctx context.Context, step *step, below []digest.Digest,
 		rec.Created = *s.plan.epoch
 	}
 	return rec, nil
+}
+
+// epochOf is the time that no file of a step's layer is younger than: SOURCE_DATE_EPOCH, else, for what is copied
+// in a clean git checkout, that of the commit. The latter is no input of the step: a new commit does not make
+// what it did not touch be copied again.
+func (s *solver) epochOf(step *step) *time.Time {
+	if s.plan.epoch != nil {
+		return s.plan.epoch
+	}
+	if _, copies := step.op.(*copyOp); copies {
+		return s.checkout()
+	}
+	return nil
 }
 
 // emptyTar is a tar without entries. BuildKit gives a step that changes nothing this

@@ -76,6 +76,7 @@ type images interface {
 	Import(ctx context.Context, tar io.Reader, o engine.ImportOptions) (digest.Digest, error)
 	Tag(ctx context.Context, source, target string) error
 	RemoveImage(ctx context.Context, ref string, force bool) ([]dimage.DeleteResponse, error)
+	Verify(ctx context.Context, o builder.Options, progress func(builder.Event)) error
 	BuildTo(ctx context.Context, q engine.BuildRequest, progress func(builder.Event)) (*engine.Built, error)
 	CheckBuild(ctx context.Context, o builder.Options) (*builder.Checked, error)
 	BuildCache(ctx context.Context) ([]engine.CacheEntry, error)

@@ -19,15 +19,15 @@ import (
 )
 
 type buildFlags struct {
-	file, target, progress, iidfile, network             string
-	platforms, outputs, attests, cacheFrom, cacheTo, ssh []string
-	tags, args, labels, hosts, noCacheFilter, secrets    []string
-	noCache, pull, quiet, explain, push                  bool
-	shmSize                                              int64
-	provenance, sbom, metadata                           string
-	annotations, allow                                   []string
-	check, call                                          string
-	ulimits                                              ulimitValue
+	file, target, progress, iidfile, network                  string
+	platforms, outputs, attests, cacheFrom, cacheTo, ssh      []string
+	tags, args, labels, hosts, noCacheFilter, secrets         []string
+	noCache, pull, quiet, explain, push, reproducible, verify bool
+	shmSize                                                   int64
+	provenance, sbom, metadata                                string
+	annotations, allow                                        []string
+	check, call                                               string
+	ulimits                                                   ulimitValue
 }
 
 func newBuild(a *app) *cobra.Command {
@@ -76,6 +76,8 @@ func (o *buildFlags) bind(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&o.ssh, "ssh", nil, `SSH agent socket to expose to the build (format: "default|<id>[=<socket>]")`)
 	fs.Var(&bytesValue{p: &o.shmSize}, "shm-size", "Size of /dev/shm of RUN instructions")
 	fs.VarP(newList(&o.tags, nil), "tag", "t", `Name and optionally a tag of the image ("name:tag")`)
+	fs.BoolVar(&o.reproducible, "reproducible", false, "Same sources, same digests: files and image get the time of the git commit, or SOURCE_DATE_EPOCH")
+	fs.BoolVar(&o.verify, "verify", false, "Build twice without cache and name the first file that differs")
 	fs.StringVar(&o.target, "target", "", "Set the target stage to build")
 	// Said by scripts, and already so: the image is loaded, intermediate containers go.
 	for _, name := range []string{"load", "rm", "force-rm", "compress", "disable-content-trust"} {
@@ -267,6 +269,15 @@ func (a *app) build1(ctx context.Context, dir string, o *buildFlags) error {
 	}
 	if how != nil {
 		return a.checkBuild(ctx, eng, req.Options, *how)
+	}
+	if o.verify {
+		err := eng.Verify(ctx, req.Options, show.Event)
+		show.Close()
+		if err != nil {
+			return buildError(ctx, err)
+		}
+		fmt.Fprintln(a.out, "reproducible: two builds without cache gave the same image")
+		return nil
 	}
 	res, err := eng.BuildTo(ctx, req, show.Event)
 	show.Close()

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"keg/internal/builder"
 	"keg/internal/engine"
 	"keg/internal/image"
 )
@@ -21,6 +22,11 @@ func (a *app) buildRequest(ctx context.Context, dir string, o *buildFlags) (q en
 	q.Options, clean, err = a.buildOptions(ctx, dir, o)
 	if err != nil {
 		return q, clean, err
+	}
+	if o.reproducible || o.verify {
+		if err := a.fixTime(ctx, &q.Options, o.reproducible); err != nil {
+			return q, clean, err
+		}
 	}
 	for _, s := range o.platforms {
 		for name := range strings.SplitSeq(s, ",") {
@@ -60,6 +66,25 @@ func (a *app) buildRequest(ctx context.Context, dir string, o *buildFlags) (q en
 	}
 	q.Provenance, err = o.attested()
 	return q, clean, err
+}
+
+// fixTime sets SOURCE_DATE_EPOCH: as the caller has it, else to the commit's time. A comparison of two builds can
+// do with the time of now; what is to be the same on another day cannot.
+func (a *app) fixTime(ctx context.Context, o *builder.Options, strict bool) error {
+	const name = "SOURCE_DATE_EPOCH"
+	if _, given := o.Args[name]; given || a.env[name] != "" {
+		return nil
+	}
+	t, ok := builder.CommitTime(ctx, o.Context)
+	if !ok && strict {
+		return fmt.Errorf("--reproducible needs a time: build in a clean git checkout, or set SOURCE_DATE_EPOCH to seconds since 1970")
+	}
+	if !ok {
+		t = a.now()
+	}
+	v := strconv.FormatInt(t.Unix(), 10)
+	o.Args[name] = &v
+	return nil
 }
 
 // pushed adds the push that --push asks for.

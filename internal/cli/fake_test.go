@@ -317,6 +317,11 @@ func (f *fake) RemoveImage(_ context.Context, ref string, _ bool) ([]dimage.Dele
 	return f.deleted, f.say("rmi", ref)
 }
 
+func (f *fake) Verify(_ context.Context, o builder.Options, _ func(builder.Event)) error {
+	f.build = o
+	return f.err
+}
+
 func (f *fake) BuildTo(_ context.Context, q engine.BuildRequest, progress func(builder.Event)) (*engine.Built, error) {
 	f.build, f.request = q.Options, q
 	for _, e := range f.events {
