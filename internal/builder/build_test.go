@@ -118,7 +118,8 @@ func TestOnlyWhatTheTargetNeeds(t *testing.T) {
 func TestBuildErrors(t *testing.T) {
 	w := newWorld(t)
 	w.addImage("a", nil, "f=1")
-	writeFiles(t, w.dir, "there=1", "secret/key=1", ".dockerignore=secret\n")
+	writeFiles(t, w.dir, "there=1", "secret/key=1", ".dockerignore=secret\n", "out->../outside", "up->../../..")
+	writeFiles(t, filepath.Dir(w.dir), "outside=1")
 	for name, c := range map[string]struct {
 		text, want string
 		line       int
@@ -146,6 +147,11 @@ func TestBuildErrors(t *testing.T) {
 		"required":    {"FROM a\nARG S\nRUN echo\nENV X=${S:?needed}", `failed to process "${S:?needed}": S: needed`, 4},
 		"file over":   {"FROM a\nCOPY there /d/\nCOPY there /d/there/x", "", 3},
 		"ssh":         {"FROM a\nRUN --mount=type=ssh,required x", `ssh agent "default": not found; name it with --ssh default`, 2},
+		"link out":    {"FROM a\nCOPY out /x", `failed to compute cache key: failed to calculate checksum of ref: "/out": not found ("out" is a link to "../outside", which the context does not have)`, 2},
+		"link up":     {"FROM a\nCOPY up/etc/shadow /x", `failed to compute cache key: failed to calculate checksum of ref: "/up/etc/shadow": not found ("up" is a link to "../../..", which the context does not have)`, 2},
+		"bind out":    {"FROM a\nRUN --mount=type=bind,source=out,target=/x x", "", 2},
+		"bomb":        {"FROM a\nENV A=0123456789" + strings.Repeat("\nENV A=$A$A", 40), `variables expand to more than the 1048576 bytes allowed`, 19},
+		"bomb of arg": {"FROM a\nARG A=0123456789" + strings.Repeat("\nARG A=$A$A", 40), `variables expand to more than the 1048576 bytes allowed`, 19},
 		"insecure":    {"FROM a\nRUN --security=insecure x", "RUN --security=insecure is not allowed: grant it with --allow security.insecure", 2},
 	} {
 		t.Run(name, func(t *testing.T) {

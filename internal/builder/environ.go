@@ -57,6 +57,45 @@ func (e environ) with(key, value string) environ {
 
 var _ shell.EnvGetter = environ(nil)
 
+// maxExpansion bounds what the variables of one word may add to it: a variable made of
+// variables doubles with every line.
+const maxExpansion = 1 << 20
+
+// rationed is an environment that gives out so many bytes.
+type rationed struct {
+	environ
+	left int
+}
+
+func (r *rationed) Get(key string) (string, bool) {
+	v, ok := r.environ.Get(key)
+	if r.left -= len(v); r.left < 0 {
+		return "", ok
+	}
+	return v, ok
+}
+
+// expand replaces the variables of a word.
+func expand(lex *shell.Lex, word string, env environ) (string, error) {
+	words, err := expandWith(env, func(r *rationed) ([]string, error) {
+		w, _, err := lex.ProcessWord(word, r)
+		return []string{w}, err
+	})
+	if err != nil {
+		return "", err
+	}
+	return words[0], nil
+}
+
+func expandWith(env environ, process func(*rationed) ([]string, error)) ([]string, error) {
+	r := &rationed{env, maxExpansion}
+	words, err := process(r)
+	if r.left < 0 {
+		return nil, fault.Invalidf("variables expand to more than the %d bytes allowed", maxExpansion)
+	}
+	return words, fault.As(fault.Invalid, err)
+}
+
 // argument is an ARG that a stage declared; Value is nil when it has none.
 type argument struct {
 	Key   string
@@ -116,9 +155,9 @@ func globalArgs(env environ, file *dockerfile.File, lex *shell.Lex, given map[st
 		for _, a := range c.Args {
 			v, has := given[a.Key]
 			if !has && a.Value != nil {
-				expanded, _, err := lex.ProcessWord(*a.Value, env)
+				expanded, err := expand(lex, *a.Value, env)
 				if err != nil {
-					return nil, file.At(c.Location(), fault.As(fault.Invalid, err))
+					return nil, file.At(c.Location(), err)
 				}
 				v, has = expanded, true
 			}

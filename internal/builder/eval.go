@@ -241,10 +241,7 @@ func (p *plan) command(s *stage, c command) error {
 // expand replaces variables. ARG is left to evalArg, since a given value makes its
 // default irrelevant.
 func (p *plan) expand(s *stage, c instructions.Command) error {
-	word := func(w string) (string, error) {
-		r, _, err := p.lex.ProcessWord(w, s.env)
-		return r, err
-	}
+	word := func(w string) (string, error) { return expand(p.lex, w, s.env) }
 	if e, ok := c.(instructions.SupportsSingleWordExpansion); ok {
 		if _, isArg := c.(*instructions.ArgCommand); !isArg {
 			if err := e.Expand(word); err != nil {
@@ -256,8 +253,7 @@ func (p *plan) expand(s *stage, c instructions.Command) error {
 		err := e.ExpandRaw(func(w string) (string, error) {
 			lex := shell.NewLex('\\')
 			lex.SkipProcessQuotes = true
-			r, _, err := lex.ProcessWord(w, s.env)
-			return r, err
+			return expand(lex, w, s.env)
 		})
 		return fault.As(fault.Invalid, err)
 	}
@@ -271,7 +267,7 @@ func (p *plan) shown(source string, env environ, raw bool) string {
 	if raw {
 		lex.RawQuotes, lex.RawEscapes, lex.SkipUnsetEnv = true, true, true
 	}
-	if w, _, err := lex.ProcessWord(source, env); err == nil {
+	if w, err := expand(lex, source, env); err == nil {
 		source = w
 	}
 	name, rest, _ := strings.Cut(source, " ")
@@ -297,9 +293,9 @@ func (p *plan) evalArg(s *stage, c *instructions.ArgCommand) error {
 		if v, ok := p.args[a.Key]; ok {
 			arg.Value = &v
 		} else if a.Value != nil {
-			v, _, err := p.lex.ProcessWord(*a.Value, s.env)
+			v, err := expand(p.lex, *a.Value, s.env)
 			if err != nil {
-				return fault.As(fault.Invalid, err)
+				return err
 			}
 			arg.Value = &v
 		} else if v, ok := p.global.Get(a.Key); ok {
@@ -317,9 +313,9 @@ func (p *plan) evalArg(s *stage, c *instructions.ArgCommand) error {
 func (p *plan) evalExpose(s *stage, c *instructions.ExposeCommand) error {
 	var ports []string
 	for _, w := range c.Ports {
-		words, err := p.lex.ProcessWords(w, s.env)
+		words, err := expandWith(s.env, func(r *rationed) ([]string, error) { return p.lex.ProcessWords(w, r) })
 		if err != nil {
-			return fault.As(fault.Invalid, err)
+			return err
 		}
 		for _, word := range words {
 			got, err := exposedPorts(word)

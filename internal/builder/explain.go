@@ -135,11 +135,26 @@ func (s *solver) missing(step *step, err error) error {
 	}
 	text := fmt.Errorf("failed to compute cache key: failed to calculate checksum of ref: %w", err)
 	o, isCopy := step.op.(*copyOp)
+	bare := tree{root: s.context.root}
+	if isCopy && o.from == nil {
+		// A link on the way is followed as if the context were all there is.
+		if at, link := bare.link(nf.path); link != "" {
+			text = fmt.Errorf("%w (%q is a link to %q, which the context does not have)", text, at, link)
+		}
+	}
 	if isCopy && o.from == nil && s.context.ignore != nil {
-		bare := tree{root: s.context.root}
 		if _, st, e := bare.resolve(nf.path, true); e == nil && st != nil {
 			return fmt.Errorf("%w (%s is in the context, but %s excludes it)", text, strings.TrimPrefix(path.Clean("/"+nf.path), "/"), s.context.ignore.name)
 		}
 	}
 	return text
+}
+
+// link is the last symlink on the way of p, and where it leads.
+func (t *tree) link(p string) (at, to string) {
+	follow(int(t.root.Fd()), p, true, func(link string) error { at = link; return nil })
+	if at != "" {
+		to, _ = readlinkBeneath(int(t.root.Fd()), at)
+	}
+	return at, to
 }

@@ -203,6 +203,8 @@ func TestReasonsNameTheFirstInputThatDiffers(t *testing.T) {
 			}
 			return text
 		}, "COPY late /late", "the record of the last time is gone"},
+		"heredoc":  {edit("COPY late /late", "COPY <<E /late\nb\nE"), "COPY <<E /late", `heredoc E is new`},
+		"chown":    {edit("COPY late", "COPY --chown=5 late"), "COPY --chown=5 late /late", `instruction: `},
 		"new step": {edit("RUN echo first", "RUN echo zero\nRUN echo first"), "RUN echo zero", `instruction RUN: `},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -234,6 +236,14 @@ func TestReasonsNameTheFirstInputThatDiffers(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestDifferenceOfOwners(t *testing.T) {
+	was := []Input{{kindFile, "a", "file 0644 0:0 x"}, {kindFile, "b", "file 0644 0:0 x"}}
+	now := []Input{{kindFile, "a", "file 0644 0:0 x"}, {kindFile, "b", "file 0644 5:6 x"}}
+	if d := Difference(was, now); d != "file b: owner changed (0:0 -> 5:6)" {
+		t.Errorf("%q", d)
 	}
 }
 

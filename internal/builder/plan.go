@@ -126,16 +126,16 @@ func (p *plan) addStage(i int) error {
 	if s.name == "" {
 		s.name = fmt.Sprintf("stage-%d", i)
 	}
-	base, _, err := p.lex.ProcessWord(s.src.BaseName, p.global)
+	base, err := expand(p.lex, s.src.BaseName, p.global)
 	if err != nil {
-		return fault.As(fault.Invalid, err)
+		return err
 	}
 	if base == "" {
 		return fault.Invalidf("base name (%s) should not be blank", s.src.BaseName)
 	}
 	s.src.BaseName = base
 	if s.src.Platform != "" {
-		v, _, err := p.lex.ProcessWord(s.src.Platform, p.global)
+		v, err := expand(p.lex, s.src.Platform, p.global)
 		if err != nil {
 			return fault.Invalidf("failed to process arguments for platform %s: %w", s.src.Platform, err)
 		}
