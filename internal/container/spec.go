@@ -31,6 +31,8 @@ type SpecOptions struct {
 	Masked                  []string // masked beside the defaults
 	InitPath                string   // --init: path of the init to bind, or ""
 
+	// TimeNS gives the container clocks of its own, where the kernel has them.
+	TimeNS bool
 	// AppArmor is the profile of whoever names none, "" where there is no AppArmor.
 	AppArmor string
 	// Seccomp is the policy; nil leaves the choice to whoever starts the spec.
@@ -193,6 +195,7 @@ func namespaces(r *Record, o SpecOptions) []specs.LinuxNamespace {
 	add(specs.IPCNamespace, o.IpcNS, !h.IpcMode.IsHost())
 	add(specs.UserNamespace, "", len(o.UIDMappings) > 0)
 	add(specs.CgroupNamespace, "", !h.CgroupnsMode.IsHost())
+	add(specs.TimeNamespace, "", o.TimeNS)
 	return ns
 }
 

@@ -94,7 +94,7 @@ func TestSpecGolden(t *testing.T) {
 		"strict": {
 			config: container.Config{Cmd: []string{"sh"}},
 			host:   container.HostConfig{SecurityOpt: []string{"cap-profile=strict"}},
-			opts:   SpecOptions{AppArmor: "keg-default"},
+			opts:   SpecOptions{AppArmor: "keg-default", TimeNS: true},
 		},
 		// Not tested beyond this: no kernel with SELinux is at hand.
 		"selinux": {

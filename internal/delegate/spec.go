@@ -5,6 +5,7 @@ package delegate
 import (
 	"fmt"
 	"os"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -35,6 +36,8 @@ func Translate(spec *specs.Spec, o sandbox.Options, rootfs string) (*specs.Spec,
 	if o.Cgroup != "" {
 		l.CgroupsPath = "/" + o.Cgroup
 	}
+	// Runtimes of before 2024 fail on a time namespace, which without offsets shows the host's clocks anyway.
+	l.Namespaces = slices.DeleteFunc(slices.Clone(l.Namespaces), func(n specs.LinuxNamespace) bool { return n.Type == specs.TimeNamespace && n.Path == "" })
 	if o.NetNS >= 0 {
 		l.Namespaces = joinNet(l.Namespaces, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), o.NetNS))
 	}

@@ -24,6 +24,7 @@ import (
 
 	"keg/internal/container"
 	"keg/internal/disk"
+	"keg/internal/linux"
 	"keg/internal/network"
 	"keg/internal/sandbox"
 	"keg/internal/snapshot"
@@ -285,7 +286,7 @@ func (m *monitor) prepareStep(key string, r *run) (o container.SpecOptions, err 
 	}
 	u, home, err := sandbox.LookupUser(r.root, m.rec.Config.User, nil)
 	o.UID, o.GID, o.AdditionalGids, o.Home = u.UID, u.GID, u.AdditionalGids, home
-	o.Devices = lookDevices
+	o.Devices, o.TimeNS = lookDevices, linux.HasNamespace("time")
 	if !m.rec.Host.Privileged {
 		o.AppArmor = defaultAppArmor()
 	}

@@ -273,6 +273,7 @@ func (m *monitor) prepare(ctx context.Context, r *run) (o container.SpecOptions,
 	if sec.AppArmor == "" {
 		o.AppArmor = defaultAppArmor()
 	}
+	o.TimeNS = linux.HasNamespace("time")
 	if sec.Seccomp != "" && sec.Seccomp != "unconfined" {
 		if o.Seccomp, err = sandbox.LoadSeccomp([]byte(sec.Seccomp), nil); err != nil {
 			return o, fault.As(fault.Invalid, fmt.Errorf("seccomp profile: %w", err))
