@@ -3,6 +3,7 @@ package test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -20,15 +21,15 @@ import (
 
 // vmModules are loaded in this order, each after what it depends on.
 var vmModules = []string{"overlay", "veth", "bridge", "nf_tables", "nft_chain_nat", "nft_fib_inet", "nft_ct", "nft_masq",
-	"nft_nat", "nft_redir", "nft_reject_inet", "nf_conntrack_netlink", "nft_compat"}
+	"nft_nat", "nft_redir", "nft_reject_inet", "nf_conntrack_netlink", "nft_compat", "virtio_pci", "virtio_blk"}
 
 const vmInit = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t tmpfs tmpfs /new
 # A container's root is made by pivot_root(2), which the initial rootfs does not allow.
-cp -a /bin /etc /lib /scripts /new/
-mkdir -p /new/proc /new/sys /new/dev /new/tmp /new/run /new/var/lib /new/root
+cp -a /bin /etc /lib /lib64 /scripts /new/
+mkdir -p /new/disk /new/proc /new/sys /new/dev /new/tmp /new/run /new/var/lib /new/root
 exec switch_root /new /bin/sh /scripts/init
 `
 
@@ -42,7 +43,9 @@ for m in $(cat /lib/modules/order); do insmod /lib/modules/$m || echo "insmod $m
 ip link set lo up
 export PATH=/bin HOME=/root
 cd /root
-for s in /scripts/*.sh; do
+dir=/scripts
+grep -q keg.after /proc/cmdline && dir=/scripts/after
+for s in $dir/*.sh; do
 	name=$(basename $s .sh)
 	echo "== $name"
 	if sh -ex $s; then echo "VM PASS $name"; else echo "VM FAIL $name"; fi
@@ -60,11 +63,21 @@ func TestVM(t *testing.T) {
 	if err != nil || len(scripts) == 0 {
 		t.Fatalf("no scripts: %v", err)
 	}
-	initrd := filepath.Join(t.TempDir(), "initrd")
-	if err := writeInitrd(initrd, kernel, scripts); err != nil {
+	// The machine starts again with the same disk: what is in after/ runs then.
+	after, err := filepath.Glob("vm/after/*.sh")
+	if err != nil || len(after) == 0 {
+		t.Fatalf("no scripts for the second start: %v", err)
+	}
+	initrd, disk := filepath.Join(t.TempDir(), "initrd"), filepath.Join(t.TempDir(), "disk")
+	if err := errors.Join(writeInitrd(initrd, kernel, scripts, after), writeDisk(disk)); err != nil {
 		t.Fatal(err)
 	}
-	out := boot(t, kernel, initrd)
+	report(t, boot(t, kernel, initrd, disk, ""), scripts)
+	report(t, boot(t, kernel, initrd, disk, "keg.after"), after)
+}
+
+// report tells each script's verdict.
+func report(t *testing.T, out string, scripts []string) {
 	if !strings.Contains(out, "VM DONE") {
 		t.Fatalf("the machine did not finish:\n%s", out)
 	}
@@ -88,6 +101,11 @@ func vmKernel(t *testing.T) string {
 	if len(kernels) == 0 || err != nil {
 		t.Skip("needs qemu-system-x86 and linux-image-cloud-amd64 (scripts/install-test-deps)")
 	}
+	for _, p := range []string{"/sbin/apparmor_parser", "/sbin/mkfs.ext4"} {
+		if _, err := os.Stat(p); err != nil {
+			t.Skip("needs apparmor and e2fsprogs (scripts/install-test-deps): ", err)
+		}
+	}
 	f, err := os.Open(kernels[len(kernels)-1])
 	if err != nil {
 		t.Skipf("needs to read the kernel: %v", err)
@@ -97,12 +115,12 @@ func vmKernel(t *testing.T) string {
 }
 
 // boot runs the machine for at most six minutes and returns its console.
-func boot(t *testing.T, kernel, initrd string) string {
+func boot(t *testing.T, kernel, initrd, disk, word string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024", "-nographic",
-		"-no-reboot", "-nic", "none", "-kernel", kernel, "-initrd", initrd, "-append",
-		"console=ttyS0 quiet panic=-1 cgroup_no_v1=all systemd.unified_cgroup_hierarchy=1 apparmor=1 security=apparmor rdinit=/init")
+		"-no-reboot", "-nic", "none", "-drive", "file="+disk+",format=raw,if=virtio", "-kernel", kernel, "-initrd", initrd, "-append",
+		"console=ttyS0 quiet panic=-1 cgroup_no_v1=all systemd.unified_cgroup_hierarchy=1 apparmor=1 security=apparmor rdinit=/init "+word)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
@@ -112,14 +130,14 @@ func boot(t *testing.T, kernel, initrd string) string {
 }
 
 // writeInitrd makes the initramfs (kernel documentation, "initramfs buffer format": newc).
-func writeInitrd(path, kernel string, scripts []string) error {
+func writeInitrd(path, kernel string, scripts, after []string) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	c := &cpio{w: f}
-	for _, d := range []string{"bin", "etc", "lib", "lib/modules", "new", "proc", "scripts", "dev"} {
+	for _, d := range []string{"bin", "etc", "lib", "lib/modules", "lib/x86_64-linux-gnu", "lib64", "new", "proc", "scripts", "scripts/after", "dev"} {
 		c.add(d, 0o040755, nil)
 	}
 	c.add("init", 0o100755, []byte(vmInit))
@@ -139,8 +157,29 @@ func writeInitrd(path, kernel string, scripts []string) error {
 	for _, s := range scripts {
 		c.copy("scripts/"+filepath.Base(s), 0o100755, s)
 	}
+	for _, s := range after {
+		c.copy("scripts/after/"+filepath.Base(s), 0o100755, s)
+	}
+	c.copy("bin/apparmor_parser", 0o100755, "/sbin/apparmor_parser")
+	c.copy("lib/x86_64-linux-gnu/libc.so.6", 0o100755, "/lib/x86_64-linux-gnu/libc.so.6")
+	c.copy("lib64/ld-linux-x86-64.so.2", 0o100755, "/lib64/ld-linux-x86-64.so.2")
 	c.add("TRAILER!!!", 0, nil)
 	return c.err
+}
+
+// writeDisk makes an empty ext4.
+func writeDisk(path string) error {
+	f, err := os.Create(path)
+	if err == nil {
+		err = errors.Join(f.Truncate(128<<20), f.Close())
+	}
+	if err != nil {
+		return err
+	}
+	if out, err := exec.Command("/sbin/mkfs.ext4", "-q", path).CombinedOutput(); err != nil {
+		return fmt.Errorf("mkfs.ext4: %w: %s", err, out)
+	}
+	return nil
 }
 
 // modules resolves vmModules with modules.dep into files, dependencies first.

@@ -297,7 +297,8 @@ func execCode(msg string) int {
 	return 0
 }
 
-// lastError is the last message of level error since the last call began.
+// lastError is the last message of level error since the last call began; one that tells why a program was
+// not executed goes before those that tell what followed.
 func (c *Container) lastError() (msg string) {
 	f, err := os.Open(c.log())
 	if err != nil {
@@ -309,7 +310,7 @@ func (c *Container) lastError() (msg string) {
 	}
 	for s := bufio.NewScanner(io.LimitReader(f, 1<<20)); s.Scan(); {
 		var line struct{ Level, Msg string }
-		if json.Unmarshal(s.Bytes(), &line) == nil && line.Level == "error" {
+		if json.Unmarshal(s.Bytes(), &line) == nil && (line.Level == "error" || line.Level == "fatal") && execCode(msg) == 0 {
 			msg = strings.TrimSpace(line.Msg)
 		}
 	}

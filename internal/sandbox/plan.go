@@ -66,7 +66,7 @@ func planStart(l *layout) *program {
 	if l.ns.clone&unix.CLONE_NEWNET != 0 {
 		p.loopback()
 	}
-	made := p.filesystems(l)
+	made, proc := p.filesystems(l)
 	if l.hooks {
 		p.tell(reportHooks)
 		p.barrier("the hooks")
@@ -77,6 +77,7 @@ func planStart(l *layout) *program {
 	if l.ns.mnt != "" {
 		p.takeAlong()
 	}
+	p.lsm(proc, &l.process)
 	p.streams(&l.process)
 	p.workdir(&l.process)
 	p.finish(&l.process, l.hold)
@@ -150,9 +151,8 @@ func (p *program) loopback() {
 // filesystems makes the mounts that show the child's own namespaces, still detached. A private procfs
 // comes first: parameters are written through it, where nothing of the image can be in
 // the way (CVE-2025-52881).
-func (p *program) filesystems(l *layout) map[int]arg {
-	made := map[int]arg{}
-	var proc arg
+func (p *program) filesystems(l *layout) (made map[int]arg, proc arg) {
+	made = map[int]arg{}
 	hasProc := false
 	for i := range l.mounts {
 		m := &l.mounts[i]
@@ -165,7 +165,7 @@ func (p *program) filesystems(l *layout) map[int]arg {
 		}
 	}
 	if len(l.sysctls) == 0 && l.apparmor == "" && l.selinux == "" {
-		return made
+		return made, proc
 	}
 	if !hasProc {
 		proc = p.newMount("a private procfs", "proc", mountOptions{})
@@ -177,16 +177,23 @@ func (p *program) filesystems(l *layout) map[int]arg {
 		p.add("set sysctl", s.file+" to "+s.value, unix.SYS_WRITE, f, text(s.value), num(len(s.value)))
 		p.add("close sysctl", s.file, unix.SYS_CLOSE, f)
 	}
-	p.lsm(proc, &l.process)
-	return made
+	return made, proc
 }
 
-// lsm asks for an AppArmor profile and an SELinux label from the next execve on. self is a link of procfs
-// itself, so links are allowed here; magic ones are not.
+// OwnProfile is the AppArmor profile that allows what is still to be done before execve.
+const OwnProfile = "keg-default"
+
+// lsm asks for an AppArmor profile and an SELinux label from the next execve on. The engine's own profile comes
+// now, when all mounts are made: a change at execve clears the signal that ends the program with its
+// monitor. Of others it is not known whether they would let us go on. self is a link of procfs itself, so links are allowed here; magic ones are not.
 func (p *program) lsm(proc arg, c *process) {
 	how := openHow(unix.O_WRONLY|unix.O_CLOEXEC, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV|unix.RESOLVE_NO_MAGICLINKS)
+	attr, word := "exec", "exec "
+	if c.apparmor == OwnProfile {
+		attr, word = "current", "changeprofile "
+	}
 	for _, m := range []struct{ who, file, act, name, text string }{
-		{"AppArmor's exec attribute", "self/attr/apparmor/exec", "apply AppArmor profile", c.apparmor, "exec " + c.apparmor},
+		{"AppArmor's " + attr + " attribute", "self/attr/apparmor/" + attr, "apply AppArmor profile", c.apparmor, word + c.apparmor},
 		{"SELinux's exec attribute", "self/attr/exec", "apply SELinux label", c.selinux, c.selinux},
 	} {
 		if m.name == "" {
