@@ -36,6 +36,7 @@ require (
 	golang.org/x/sys v0.49.0
 	golang.org/x/term v0.47.0
 	mvdan.cc/sh/v3 v3.14.1
+	tags.cncf.io/container-device-interface/specs-go v1.1.1
 )
 
 require (

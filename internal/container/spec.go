@@ -10,6 +10,7 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	cdi "tags.cncf.io/container-device-interface/specs-go"
 
 	"keg/internal/fault"
 	"keg/internal/weakness"
@@ -35,6 +36,8 @@ type SpecOptions struct {
 	TimeNS bool
 	// AppArmor is the profile of whoever names none, "" where there is no AppArmor.
 	AppArmor string
+	// CDI is what the devices of CDIDevices ask for.
+	CDI []cdi.ContainerEdits
 	// Seccomp is the policy; nil leaves the choice to whoever starts the spec.
 	Seccomp *specs.LinuxSeccomp
 	// NetNS, PidNS, IpcNS are paths of the namespaces of another container
@@ -82,6 +85,11 @@ func Spec(r *Record, o SpecOptions) (*specs.Spec, error) {
 		return nil, err
 	}
 	hide(r.Host, o, s.Linux)
+	for i := range o.CDI {
+		if err := edit(s, &o.CDI[i], o); err != nil {
+			return nil, err
+		}
+	}
 	return s, nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	cdi "tags.cncf.io/container-device-interface/specs-go"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden specs")
@@ -100,6 +101,15 @@ func TestSpecGolden(t *testing.T) {
 		"selinux": {
 			config: container.Config{Cmd: []string{"sh"}},
 			host:   container.HostConfig{SecurityOpt: []string{"label=type:web_t", "label=level:s0:c100,c200", "label:user:staff_u"}},
+		},
+		// Not tested beyond this: no such device is at hand.
+		"gpus": {
+			config: container.Config{Cmd: []string{"sh"}, Env: []string{"NVIDIA_VISIBLE_DEVICES=void"}},
+			host:   container.HostConfig{Resources: container.Resources{DeviceRequests: []container.DeviceRequest{{Count: -1, Capabilities: [][]string{{"gpu"}}}}}},
+			opts: SpecOptions{Devices: fakeDevices, CDI: []cdi.ContainerEdits{
+				{Env: []string{"NVIDIA_VISIBLE_DEVICES=all"}, Hooks: []*cdi.Hook{{HookName: "createContainer", Path: "/usr/bin/nvidia-cdi-hook", Args: []string{"nvidia-cdi-hook", "update-ldcache"}}},
+					Mounts: []*cdi.Mount{{HostPath: "/usr/lib/libcuda.so.1", ContainerPath: "/usr/lib/libcuda.so.1", Options: []string{"ro", "nosuid", "nodev"}}}},
+				{DeviceNodes: []*cdi.DeviceNode{{Path: "/dev/nvidia0", Type: "c", Major: 195, Minor: 0, Permissions: "rw"}, {Path: "/dev/fuse"}}, AdditionalGIDs: []uint32{44}}}},
 		},
 		"init": {config: container.Config{Cmd: []string{"sh"}}, opts: SpecOptions{InitPath: "/usr/bin/tini"}},
 	} {
@@ -225,5 +235,26 @@ func TestMergeEnv(t *testing.T) {
 	one, two := MergeEnv(image, []string{"B=3", "ONE=1"}), MergeEnv(image, []string{"TWO=2"})
 	if fmt.Sprint(one, two, image) != "[A=1 B=3 ONE=1] [A=1 B=2 TWO=2] [A=1 B=2]" {
 		t.Error(one, two, image)
+	}
+}
+
+func TestCDIDevices(t *testing.T) {
+	gpu := [][]string{{"gpu"}}
+	for _, c := range []struct {
+		asked container.DeviceRequest
+		want  string
+	}{
+		{container.DeviceRequest{Count: -1, Capabilities: gpu}, "[nvidia.com/gpu=all]"},
+		{container.DeviceRequest{Count: 2, Capabilities: gpu}, "[nvidia.com/gpu=0 nvidia.com/gpu=1]"},
+		{container.DeviceRequest{DeviceIDs: []string{"GPU-1"}, Capabilities: [][]string{{"compute", "gpu"}}}, "[nvidia.com/gpu=GPU-1]"},
+		{container.DeviceRequest{Driver: "cdi", DeviceIDs: []string{"v.com/x=y"}}, "[v.com/x=y]"},
+	} {
+		got, err := CDIDevices(&container.HostConfig{Resources: container.Resources{DeviceRequests: []container.DeviceRequest{c.asked}}})
+		if err != nil || fmt.Sprint(got) != c.want {
+			t.Errorf("%+v: %v %v", c.asked, got, err)
+		}
+	}
+	if _, err := CDIDevices(&container.HostConfig{Resources: container.Resources{DeviceRequests: []container.DeviceRequest{{Driver: "amd", Capabilities: gpu}}}}); err == nil {
+		t.Error("an unknown driver was accepted")
 	}
 }

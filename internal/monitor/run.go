@@ -266,6 +266,13 @@ func (m *monitor) prepare(ctx context.Context, r *run) (o container.SpecOptions,
 			return o, err
 		}
 	}
+	names, err := container.CDIDevices(h)
+	if err != nil {
+		return o, err
+	}
+	if o.CDI, err = lookCDI(cdiDirs, names); err != nil {
+		return o, err
+	}
 	sec, err := container.ParseSecurity(h)
 	if err != nil {
 		return o, err

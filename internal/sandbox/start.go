@@ -94,7 +94,7 @@ func unsupported(spec *specs.Spec, hooked bool) error {
 	switch h := spec.Hooks; {
 	//nolint:staticcheck // Prestart is deprecated, and still asked for.
 	case h != nil && !hooked && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0:
-		return fault.Unsupportedf("hooks are run by keg oci only")
+		return fault.Unsupportedf("hooks are run by keg oci and by runtimes chosen with --runtime only")
 	case spec.Linux.IntelRdt != nil:
 		return fault.Unsupportedf("Intel RDT is not supported")
 	}
