@@ -14,6 +14,7 @@ import (
 	"keg/internal/fault"
 	"keg/internal/image"
 	"keg/internal/linux"
+	"keg/internal/rootless"
 )
 
 // CreateOptions is the body of docker create: what the user asked for, before the
@@ -159,13 +160,22 @@ func keepUser(c *container.Config, h *container.HostConfig, asked string) {
 }
 
 // warnings are what Docker says beside a container that it did create.
-func (e *Engine) warnings(o CreateOptions, img found) []string {
+func (e *Engine) warnings(o CreateOptions, img found) (out []string) {
+	if w := rootless.NoLimits(); w != "" && o.Host != nil && limited(&o.Host.Resources) {
+		out = append(out, w)
+	}
 	host := image.Host()
 	if o.Platform != nil || image.Matches(host, img.Platform) {
-		return nil
+		return out
 	}
-	return []string{fmt.Sprintf("The requested image's platform (%s) does not match the detected host platform (%s) and no specific platform was requested",
-		image.FormatPlatform(img.Platform), hostPlatformText(host))}
+	return append(out, fmt.Sprintf("The requested image's platform (%s) does not match the detected host platform (%s) and no specific platform was requested",
+		image.FormatPlatform(img.Platform), hostPlatformText(host)))
+}
+
+// limited tells whether a cgroup is asked to limit something.
+func limited(r *container.Resources) bool {
+	return r.Memory > 0 || r.MemorySwap > 0 || r.NanoCPUs > 0 || r.CPUShares > 0 || r.CPUQuota > 0 || r.CpusetCpus != "" ||
+		r.CpusetMems != "" || r.BlkioWeight > 0 || r.PidsLimit != nil && *r.PidsLimit > 0
 }
 
 // hostPlatformText is the platform of the host as Docker's warning writes it, which

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
+	"keg/internal/linux"
 )
 
 // A portal is a host port that this process holds.
@@ -221,6 +222,12 @@ func (s *Store) kindOfBind(err error) fault.Kind {
 func (s *Store) bindError(ctx context.Context, w want, err error) error {
 	port, proto := w.ports[0], string(w.port.Proto())
 	at := netip.AddrPortFrom(w.addrs[0], port)
+	if errors.Is(err, unix.EACCES) && linux.InUserNS() {
+		first := ""
+		outside(func() { first = readSysctl("ipv4/ip_unprivileged_port_start") })
+		return fmt.Errorf("failed to bind host port %s/%s: %w; ordinary users may publish ports from %s up, allow lower ones with: sudo sysctl net.ipv4.ip_unprivileged_port_start=%d",
+			at, proto, errnoOf(err), first, port)
+	}
 	if !errors.Is(err, unix.EADDRINUSE) {
 		return fmt.Errorf("failed to bind host port %s/%s: %w", at, proto, errnoOf(err))
 	}

@@ -85,5 +85,15 @@ func limits() Feature {
 			return Feature{"cgroup", true, "Limits of memory, processors and processes apply."}
 		}
 	}
-	return Feature{"cgroup", false, "Limits (--memory, --cpus, --pids-limit) have no effect, and pause and stats do not work: the host gives no cgroup to ordinary users; run keg as root for them."}
+	return Feature{"cgroup", false, noLimits}
+}
+
+const noLimits = "Limits (--memory, --cpus, --pids-limit) have no effect, and pause and stats do not work: the host gives no cgroup to ordinary users; run keg as root for them."
+
+// NoLimits says why limits do not apply, or "".
+func NoLimits() string {
+	if f := limits(); Inside() && !f.OK {
+		return f.Text
+	}
+	return ""
 }
