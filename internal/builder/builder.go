@@ -31,6 +31,7 @@ import (
 // Options are those of docker build.
 type Options struct {
 	Context       string // directory
+	Contexts      map[string]Context
 	Dockerfile    string // path; "" = Context/Dockerfile, "-" = Text
 	Text          []byte // the Dockerfile itself, when it has no path
 	Tags          []image.Reference

@@ -26,8 +26,8 @@ func (s *solver) files(ctx context.Context, from *stage, sel selector, in *input
 	if from != nil {
 		label = from.label() + ":" + label
 	}
-	if from == nil {
-		found, err := s.contextFiles(ctx, sel)
+	if from == nil || from.local != "" {
+		found, err := s.contextFiles(ctx, from, sel)
 		if err != nil {
 			return nil, err
 		}
@@ -71,17 +71,21 @@ func (s *stage) label() string {
 
 // contextFiles finds and digests files of the context. The matcher of the ignore file
 // serves one at a time.
-func (s *solver) contextFiles(ctx context.Context, sel selector) ([]source, error) {
+func (s *solver) contextFiles(ctx context.Context, from *stage, sel selector) ([]source, error) {
+	bc, err := s.from(from)
+	if err != nil {
+		return nil, err
+	}
 	s.walk.Lock()
 	var v *vertex
 	if s.load == nil {
 		v = s.progress.start("[internal] load build context")
 		s.load = v
 	}
-	found, err := s.context.find(ctx, sel)
+	found, err := bc.find(ctx, sel)
 	s.walk.Unlock()
 	if err == nil {
-		err = s.context.fill(ctx, found)
+		err = bc.fill(ctx, found)
 	}
 	if v != nil {
 		var n int64
@@ -232,12 +236,15 @@ func (s *solver) materialiseAt(ctx context.Context, from *stage, sel selector, a
 // source gives the tree and the files of a selection; known are those that were
 // looked at already.
 func (s *solver) source(ctx context.Context, from *stage, sel selector, known []source) (*tree, []source, error) {
-	if from == nil {
-		if known != nil {
-			return &s.context.tree, known, nil
+	if from == nil || from.local != "" {
+		bc, err := s.from(from)
+		if err == nil && known == nil {
+			known, err = s.contextFiles(ctx, from, sel)
 		}
-		found, err := s.contextFiles(ctx, sel)
-		return &s.context.tree, found, err
+		if err != nil {
+			return nil, nil, err
+		}
+		return &bc.tree, known, nil
 	}
 	r, err := s.wait(ctx, from)
 	if err != nil {

@@ -48,7 +48,8 @@ type stage struct {
 	image    *Base
 	commands []command
 	deps     []*stage
-	external bool // not a FROM of this file
+	external bool   // not a FROM of this file
+	local    string // an external one that is a directory of the caller's
 	needed   bool
 	resolved bool
 	ready    bool // evaluated
@@ -147,7 +148,11 @@ func (p *plan) addStage(i int) error {
 		}
 		s.given = true
 	}
-	if b := p.byName(base); b != nil {
+	if named, ok, err := p.namedBase(base); err != nil {
+		return err
+	} else if ok {
+		s.src.BaseName = named
+	} else if b := p.byName(base); b != nil {
 		s.base = b
 	}
 	p.stages = append(p.stages, s)
@@ -220,10 +225,14 @@ func (p *plan) link(s *stage, ic instructions.Command) (command, error) {
 
 // source is the stage that --from names: by name, by number, else an image.
 func (p *plan) source(from string, at []parser.Range) (*stage, error) {
-	if s := p.byName(from); s != nil {
+	named, isNamed := p.named(from)
+	if s := p.byName(from); s != nil && !isNamed {
 		return s, nil
 	}
-	if n, err := strconv.Atoi(from); err == nil {
+	if isNamed && !named.local() {
+		from = named.Image
+	}
+	if n, err := strconv.Atoi(from); err == nil && !isNamed {
 		if n < 0 || n >= len(p.file.Stages) {
 			return nil, fault.Invalidf("invalid stage index %d", n)
 		}
@@ -235,7 +244,7 @@ func (p *plan) source(from string, at []parser.Range) (*stage, error) {
 		}
 	}
 	s := &stage{src: instructions.Stage{BaseName: from, Location: at}, index: len(p.stages),
-		platform: p.platform, external: true}
+		platform: p.platform, external: true, local: named.Dir}
 	p.stages = append(p.stages, s)
 	return s, nil
 }
@@ -336,7 +345,7 @@ func (d deps) resolveBases(ctx context.Context, p *plan) error {
 			continue
 		}
 		s.resolved = true
-		if s.src.BaseName == "scratch" {
+		if s.src.BaseName == "scratch" || s.local != "" {
 			continue
 		}
 		ref, err := image.ParseReference(s.src.BaseName)

@@ -60,6 +60,7 @@ type solver struct {
 	last   *lastBuild         // of the time before
 	done   []lastStep
 
+	opened   map[*stage]*buildContext
 	checkout func() *time.Time // of the context's commit; nil: not a clean checkout
 }
 
@@ -99,6 +100,10 @@ func (s *solver) close() {
 		s.holder.Remove()
 	}
 	s.context.sums.save()
+	for _, bc := range s.opened {
+		bc.sums.save()
+		bc.close()
+	}
 }
 
 // solve makes all needed stages, those that do not wait for each other in parallel,

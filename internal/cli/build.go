@@ -19,15 +19,15 @@ import (
 )
 
 type buildFlags struct {
-	file, target, progress, iidfile, network                  string
-	platforms, outputs, attests, cacheFrom, cacheTo, ssh      []string
-	tags, args, labels, hosts, noCacheFilter, secrets         []string
-	noCache, pull, quiet, explain, push, reproducible, verify bool
-	shmSize                                                   int64
-	provenance, sbom, metadata                                string
-	annotations, allow                                        []string
-	check, call                                               string
-	ulimits                                                   ulimitValue
+	file, target, progress, iidfile, network                       string
+	platforms, outputs, attests, cacheFrom, cacheTo, ssh, contexts []string
+	tags, args, labels, hosts, noCacheFilter, secrets              []string
+	noCache, pull, quiet, explain, push, reproducible, verify      bool
+	shmSize                                                        int64
+	provenance, sbom, metadata                                     string
+	annotations, allow                                             []string
+	check, call                                                    string
+	ulimits                                                        ulimitValue
 }
 
 func newBuild(a *app) *cobra.Command {
@@ -66,6 +66,7 @@ func (o *buildFlags) bind(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&o.platforms, "platform", nil, "Set target platforms for build, as one image")
 	fs.StringArrayVarP(&o.outputs, "output", "o", nil, `Output destination (format: "type=local,dest=path")`)
 	fs.BoolVar(&o.push, "push", false, `Push the image when it is built (short for "--output type=registry")`)
+	fs.StringArrayVar(&o.contexts, "build-context", nil, `Additional build contexts (e.g., "name=path", "name=docker-image://image")`)
 	fs.StringArrayVar(&o.cacheFrom, "cache-from", nil, `External cache sources (e.g., "user/app:cache", "type=local,src=path/to/dir")`)
 	fs.StringArrayVar(&o.cacheTo, "cache-to", nil, `Cache export destinations (e.g., "type=registry,ref=user/app:cache,mode=max", "type=local,dest=path/to/dir")`)
 	fs.StringArrayVar(&o.attests, "attest", nil, `Attestation parameters (format: "type=provenance,mode=max")`)
@@ -140,8 +141,12 @@ func (a *app) buildOptions(ctx context.Context, dir string, o *buildFlags) (req 
 	if err := o.grant(&req); err != nil {
 		return req, clean, err
 	}
-	clean, err = a.buildContext(ctx, &req, dir)
-	return req, clean, err
+	if clean, err = a.buildContext(ctx, &req, dir); err != nil {
+		return req, clean, err
+	}
+	more, err := a.namedContexts(ctx, &req, o.contexts)
+	first := clean
+	return req, func() { first(); more() }, err
 }
 
 // grant sets what RUN may do beyond its box. What is not known is refused.

@@ -90,6 +90,54 @@ func (a *app) fetchedContext(ctx context.Context, req *builder.Options, from str
 	return clean, nil
 }
 
+// namedContexts reads --build-context NAME=PLACE; clean removes what was fetched.
+func (a *app) namedContexts(ctx context.Context, req *builder.Options, specs []string) (clean func(), err error) {
+	var dirs []string
+	clean = func() {
+		for _, d := range dirs {
+			os.RemoveAll(d)
+		}
+	}
+	for _, s := range specs {
+		name, place, ok := strings.Cut(s, "=")
+		if !ok || name == "" || place == "" {
+			return clean, fmt.Errorf("invalid --build-context %q: want NAME=DIRECTORY, NAME=docker-image://IMAGE or NAME=ADDRESS", s)
+		}
+		if req.Contexts == nil {
+			req.Contexts = map[string]builder.Context{}
+		}
+		var c builder.Context
+		if img, is := strings.CutPrefix(place, "docker-image://"); is {
+			if _, err := image.ParseReference(img); err != nil {
+				return clean, fmt.Errorf("invalid --build-context %q: %w", s, err)
+			}
+			c.Image = img
+		} else if strings.HasPrefix(place, "oci-layout://") {
+			return clean, fmt.Errorf("invalid --build-context %q: load the layout (tar -C DIRECTORY -c . | %s load) and name the image: docker-image://NAME", s, a.name)
+		} else if isAddress(place) {
+			tmp, err := os.MkdirTemp("", "keg-build-")
+			if err != nil {
+				return clean, err
+			}
+			dirs = append(dirs, tmp)
+			f, err := builder.FetchContext(ctx, place, tmp, a.env)
+			if err != nil {
+				return clean, fmt.Errorf("--build-context %s: %w", name, err)
+			}
+			c.Dir = firstOf(f.Dir, tmp)
+		} else {
+			if c.Dir, err = filepath.Abs(place); err != nil {
+				return clean, err
+			}
+			if st, err := os.Stat(c.Dir); err != nil || !st.IsDir() {
+				return clean, fmt.Errorf("invalid --build-context %q: %s is not a directory", s, place)
+			}
+		}
+		req.Contexts[name] = c
+	}
+	return clean, nil
+}
+
 // checkText tells a Dockerfile from an archive.
 func checkText(b []byte) error {
 	switch {
