@@ -138,6 +138,9 @@ func heredocLine(run *instructions.RunCommand) (line instructions.ShellDependant
 }
 
 func (o *runOp) setNetwork(run *instructions.RunCommand, asked Options) error {
+	if d := instructions.GetDevices(run); len(d) > 0 {
+		return fault.Unsupportedf("RUN --device=%s: builds have no devices of the host", d[0].Name)
+	}
 	o.network = asked.Network
 	switch n := instructions.GetNetwork(run); n {
 	case instructions.NetworkDefault:

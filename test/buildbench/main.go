@@ -25,6 +25,7 @@ type row struct {
 	rounds int
 	before func(e *engine) error // not timed
 	do     func(e *engine) error
+	alone  bool // only keg does it
 	keg    []time.Duration
 	docker []time.Duration
 }
@@ -115,6 +116,9 @@ func run(keg string, rounds, mb int, only string) error {
 func (r *row) measure(ours, theirs *engine) error {
 	for range r.rounds {
 		for _, e := range []*engine{ours, theirs} {
+			if r.alone && e == theirs {
+				continue
+			}
 			if r.before != nil {
 				if err := r.before(e); err != nil {
 					return fmt.Errorf("%s, %s: %w", r.name, e.name, err)
@@ -164,7 +168,13 @@ func print(rows []*row) {
 }
 
 func (r *row) line() string {
-	k, d := median(r.keg), median(r.docker)
+	k, d := median(r.keg), median(r.keg)
+	if !r.alone {
+		d = median(r.docker)
+	}
 	ms := func(d time.Duration) string { return fmt.Sprintf("%.1f", float64(d.Microseconds())/1000) }
+	if r.alone {
+		return fmt.Sprintf("| %s | %d | %s | | | %s |", r.name, r.rounds, ms(k), r.aim)
+	}
 	return fmt.Sprintf("| %s | %d | %s | %s | 1/%.1f | %s |", r.name, r.rounds, ms(k), ms(d), float64(d)/float64(k), r.aim)
 }

@@ -5,10 +5,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 func (b *bench) rows() []*row {
-	return []*row{b.coldSteps(), b.unchanged(), b.lastCopy(), b.realBuild(), b.runAfter(), b.copyLarge(), b.addTars()}
+	return []*row{b.coldSteps(), b.unchanged(), b.lastCopy(), b.realBuild(), b.manyFiles(), b.runAfter(), b.copyLarge(), b.addTars()}
 }
 
 func must(dir string, err error) string {
@@ -134,7 +135,7 @@ func (b *bench) runAfter() *row {
 
 func (b *bench) copyLarge() *row {
 	var dir string
-	return &row{name: "COPY of 5 GB", aim: "200 MiB", rounds: 1, before: func(*engine) error {
+	return &row{name: "COPY of 5 GB", aim: "200 MiB", rounds: 1, alone: true, before: func(*engine) error {
 		if dir == "" {
 			dir = b.large("five", "FROM busy\nCOPY data /data\n", 5000)
 		}
@@ -151,4 +152,24 @@ func (b *bench) addTars() *row {
 		dir = must(b.context("tars", map[string]string{"Dockerfile": "FROM busy\nADD t0.tar /a/\nADD t1.tar /b/\nADD t2.tar /c/\nADD t3.tar /d/\n"}))
 		return b.tars(dir, 4, b.mb)
 	}, do: func(e *engine) error { return e.run("build", "-q", "-t", "tars", dir) }}
+}
+
+// manyFiles checks an unchanged context of 50,000 files, whose change times have rested.
+func (b *bench) manyFiles() *row {
+	var dir string
+	build := func(e *engine) error { return e.run("build", "-q", "-t", "many", dir) }
+	return &row{name: "context of 50,000 files, nothing changed", aim: "well under 1 s", rounds: 3, before: func(e *engine) error {
+		if dir == "" {
+			dir = must(b.context("many", map[string]string{"Dockerfile": "FROM busy\nCOPY . /all\n"}))
+			for i := range 50_000 {
+				p := fmt.Sprintf("%s/d%02d/f%05d", dir, i/500, i)
+				os.MkdirAll(filepath.Dir(p), 0o755)
+				if err := os.WriteFile(p, fmt.Append(nil, i), 0o644); err != nil {
+					return err
+				}
+			}
+			time.Sleep(3 * time.Second)
+		}
+		return build(e)
+	}, do: build}
 }
