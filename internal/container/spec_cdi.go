@@ -49,6 +49,9 @@ func CDIDevices(h *container.HostConfig) (names []string, err error) {
 
 // edit applies what a device asks for, in the interface's order.
 func edit(s *specs.Spec, e *cdi.ContainerEdits, o SpecOptions) error {
+	if slices.Contains(e.DeviceNodes, nil) || slices.Contains(e.Mounts, nil) || slices.Contains(e.Hooks, nil) {
+		return fault.Invalidf("a device's description has a null among its devices, mounts or hooks")
+	}
 	s.Process.Env = MergeEnv(s.Process.Env, e.Env)
 	for _, d := range e.DeviceNodes {
 		if err := editDevice(s, d, o); err != nil {

@@ -6,6 +6,10 @@ import (
 	"strings"
 	"testing"
 
+	dcontainer "github.com/moby/moby/api/types/container"
+	cdi "tags.cncf.io/container-device-interface/specs-go"
+
+	"keg/internal/container"
 	"keg/internal/fault"
 )
 
@@ -40,4 +44,22 @@ func TestLookCDI(t *testing.T) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
+}
+
+func FuzzDescription(f *testing.F) {
+	f.Add([]byte(gpus))
+	f.Add([]byte(`{"cdiVersion":"1","kind":"a/b","devices":[null,{"name":"x","containerEdits":{"deviceNodes":[null],"mounts":[null],"hooks":[null]}}]}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		file := filepath.Join(t.TempDir(), "x.json")
+		os.WriteFile(file, body, 0o644)
+		s, err := description(file)
+		if err != nil {
+			return
+		}
+		for i := range s.Devices {
+			o := container.SpecOptions{CDI: []cdi.ContainerEdits{s.ContainerEdits, s.Devices[i].ContainerEdits}}
+			r := &container.Record{ID: strings.Repeat("a", 64), Config: &dcontainer.Config{Cmd: []string{"x"}}, Host: &dcontainer.HostConfig{}}
+			_, _ = container.Spec(r, o)
+		}
+	})
 }
