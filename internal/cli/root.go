@@ -75,6 +75,12 @@ func (a *app) run(ctx context.Context, args []string) error {
 	if !ok {
 		return a.unknown("", rest[0])
 	}
+	if a.uid != 0 && a.become != nil && readsInput(rest) {
+		// Inside, the same words begin anew: what was read here would be lost.
+		if _, err := a.engine(); err != nil {
+			return err
+		}
+	}
 	root := a.root()
 	if e.sub == nil {
 		root.AddCommand(a.build(e, ""))
@@ -86,6 +92,24 @@ func (a *app) run(ctx context.Context, args []string) error {
 	}
 	root.AddCommand(group)
 	return a.execute(ctx, root, rest)
+}
+
+// readsInput tells commands that may read standard input before they want an engine.
+func readsInput(words []string) bool {
+	if slices.Contains(words, "--help") || slices.Contains(words, "-h") {
+		return false
+	}
+	first, second := words[0], ""
+	if len(words) > 1 {
+		second = words[1]
+	}
+	switch first {
+	case "build", "load", "import", "cp", "login":
+		return true
+	case "image", "builder", "buildx", "container", "volume":
+		return second == "build" || second == "load" || second == "import" || second == "cp"
+	}
+	return false
 }
 
 // group builds the group and of its commands only the one that is asked for, all of

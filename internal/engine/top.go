@@ -11,6 +11,7 @@ import (
 
 	ctr "keg/internal/container"
 	"keg/internal/fault"
+	"keg/internal/linux"
 	"keg/internal/sandbox/cgroup"
 )
 
@@ -57,7 +58,7 @@ func (e *Engine) pids(st *ctr.State) ([]int, error) {
 	}
 	pids, err := g.Pids()
 	if err == nil && len(pids) == 0 && st.Pid > 0 {
-		pids = []int{st.Pid} // a host that gave us no cgroup
+		pids = linux.SamePidNS(st.Pid) // a host that gave us no cgroup
 	}
 	return pids, err
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -124,4 +125,23 @@ func Kernel() string {
 		return ""
 	}
 	return unix.ByteSliceToString(u.Release[:])
+}
+
+// SamePidNS lists the processes in the pid namespace of process pid, and pid alone when that is ours.
+func SamePidNS(pid int) (out []int) {
+	space := func(p string) string {
+		s, _ := os.Readlink("/proc/" + p + "/ns/pid")
+		return s
+	}
+	want := space(strconv.Itoa(pid))
+	if want == "" || want == space("self") {
+		return []int{pid}
+	}
+	ents, _ := os.ReadDir("/proc")
+	for _, e := range ents {
+		if p, err := strconv.Atoi(e.Name()); err == nil && space(e.Name()) == want {
+			out = append(out, p)
+		}
+	}
+	return out
 }
