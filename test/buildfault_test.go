@@ -70,7 +70,7 @@ func TestBuildKilledAtEveryStep(t *testing.T) {
 	start := time.Now()
 	e.keg(args...)
 	whole := time.Since(start)
-	n := soak(12, 400)
+	n := soak(8, 400)
 	for i := range n {
 		want := change(i)
 		cmd := e.command(args...)
@@ -131,7 +131,7 @@ func TestFullDiskAtEveryStep(t *testing.T) {
 	change(-2)
 	e.keg(args...)
 	need := usage() - before
-	n := soak(12, 200)
+	n := soak(8, 200)
 	full, built := 0, 0
 	for i := range n {
 		want := change(i)
