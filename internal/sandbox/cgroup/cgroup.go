@@ -205,7 +205,7 @@ func (h *Hierarchy) make(n int, unified bool) (reused bool, err error) {
 	}
 	// Another process may tidy a parent away between two steps: then once more.
 	for range 10 {
-		if err = h.descend(n, unified); !errors.Is(err, unix.ENOENT) {
+		if err = h.descend(n, unified); !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
 			break
 		}
 	}
