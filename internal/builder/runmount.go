@@ -117,23 +117,8 @@ func (m *runMount) fill(ctx context.Context, s *solver, dir string) error {
 			return err
 		}
 	}
-	mode, uid, gid := uint64(0o755), uint64(0), uint64(0)
-	if m.mode != nil {
-		mode = *m.mode
-	}
-	if m.uid != nil {
-		uid = *m.uid
-	}
-	if m.gid != nil {
-		gid = *m.gid
-	}
-	if err := os.Chmod(source, fs.FileMode(mode&0o777)); err != nil {
+	if err := m.give(source, 0o755); err != nil {
 		return err
-	}
-	if uid != 0 || gid != 0 || os.Geteuid() == 0 {
-		if err := os.Chown(source, int(uid), int(gid)); err != nil {
-			return err
-		}
 	}
 	// Another build may have made it meanwhile; then its directory serves as well.
 	if err := os.Rename(source, dir); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -142,7 +127,36 @@ func (m *runMount) fill(ctx context.Context, s *solver, dir string) error {
 	return nil
 }
 
-// secretsDir holds the files of secrets while steps use them. What a killed build left
+// give sets the mode and the owner that the mount asks for; without a word of its own it has mode and is root's.
+func (m *runMount) give(name string, mode uint64) error {
+	if m.mode != nil {
+		mode = *m.mode
+	}
+	if err := os.Chmod(name, fs.FileMode(mode&0o777)); err != nil {
+		return err
+	}
+	var uid, gid uint64
+	if m.uid != nil {
+		uid = *m.uid
+	}
+	if m.gid != nil {
+		gid = *m.gid
+	}
+	if uid == 0 && gid == 0 && os.Geteuid() != 0 {
+		return nil
+	}
+	return os.Chown(name, int(uid), int(gid))
+}
+
+// private is a directory for one step's secret or agent, below secretsDir.
+func (s *solver) private() (*disk.Dir, error) {
+	if err := os.MkdirAll(secretsDir(s.run), 0o700); err != nil {
+		return nil, err
+	}
+	return disk.HoldDir(secretsDir(s.run), "")
+}
+
+// secretsDir holds the files of secrets and the sockets of agents while steps use them. What a killed build left
 // there is removed by the next one.
 func secretsDir(run string) string { return filepath.Join(run, "secrets") }
 
@@ -170,35 +184,17 @@ func (m *runMount) prepareSecret(s *solver, step *Step, undo *cleanup) error {
 	if s.run == "" {
 		return fault.Unsupportedf("secret %s: there is no tmpfs to keep it on", m.id)
 	}
-	if err := os.MkdirAll(secretsDir(s.run), 0o700); err != nil {
-		return err
-	}
-	dir, err := disk.HoldDir(secretsDir(s.run), "")
+	dir, err := s.private()
 	if err != nil {
 		return err
 	}
 	undo.add(func() { dir.Remove() })
 	file := filepath.Join(dir.Path, "s")
-	mode, uid, gid := uint64(0o400), uint64(0), uint64(0)
-	if m.mode != nil {
-		mode = *m.mode
-	}
-	if m.uid != nil {
-		uid = *m.uid
-	}
-	if m.gid != nil {
-		gid = *m.gid
-	}
 	if err := os.WriteFile(file, data, 0o600); err != nil {
 		return err
 	}
-	if err := os.Chmod(file, fs.FileMode(mode&0o777)); err != nil {
+	if err := m.give(file, 0o400); err != nil {
 		return err
-	}
-	if uid != 0 || gid != 0 {
-		if err := os.Chown(file, int(uid), int(gid)); err != nil {
-			return err
-		}
 	}
 	step.Mounts = append(step.Mounts, Mount{Type: "bind", Source: file, Target: m.target, ReadOnly: true})
 	return nil

@@ -3,9 +3,7 @@ package builder
 
 import (
 	"io"
-	"io/fs"
 	"net"
-	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -28,12 +26,12 @@ func (m *runMount) prepareSSH(s *solver, step *Step, undo *cleanup) error {
 	if s.run == "" {
 		return fault.Unsupportedf("ssh agent %s: there is no directory for its socket", m.id)
 	}
-	dir, err := os.MkdirTemp(s.run, "ssh-")
+	dir, err := s.private()
 	if err != nil {
 		return err
 	}
-	undo.add(func() { os.RemoveAll(dir) })
-	sock := filepath.Join(dir, "s")
+	undo.add(func() { dir.Remove() })
+	sock := filepath.Join(dir.Path, "s")
 	l, err := net.Listen("unix", sock)
 	if err != nil {
 		return err
@@ -41,23 +39,8 @@ func (m *runMount) prepareSSH(s *solver, step *Step, undo *cleanup) error {
 	p := &relay{l: l, to: agent, open: map[net.Conn]bool{}}
 	p.wait.Go(p.serve)
 	undo.add(p.close)
-	mode, uid, gid := uint64(0o600), uint64(0), uint64(0)
-	if m.mode != nil {
-		mode = *m.mode
-	}
-	if m.uid != nil {
-		uid = *m.uid
-	}
-	if m.gid != nil {
-		gid = *m.gid
-	}
-	if err := os.Chmod(sock, fs.FileMode(mode&0o777)); err != nil {
+	if err := m.give(sock, 0o600); err != nil {
 		return err
-	}
-	if uid != 0 || gid != 0 {
-		if err := os.Chown(sock, int(uid), int(gid)); err != nil {
-			return err
-		}
 	}
 	n := 0
 	for _, other := range step.Mounts {

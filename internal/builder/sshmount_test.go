@@ -72,7 +72,7 @@ func TestSSHMount(t *testing.T) {
 	if _, err := io.ReadAll(idle); err != nil {
 		t.Log(err) // reset or closed: gone either way
 	}
-	if ents, _ := os.ReadDir(s.run); len(ents) != 0 {
+	if ents, _ := os.ReadDir(secretsDir(s.run)); len(ents) != 0 {
 		t.Errorf("left behind: %v", ents)
 	}
 	if err := (&runMount{id: "none", required: true}).prepareSSH(s, &step, &undo); !fault.Is(err, fault.NotFound) {

@@ -140,6 +140,7 @@ func (c *container) begin(ctx context.Context, l Launch, detached bool) (_ *sand
 		_ = p.Signal(int(unix.SIGKILL))
 		_, _ = p.Wait()
 		_ = p.Cgroup.Remove(context.WithoutCancel(ctx))
+		tidy(c.rec.Cgroup)
 		return nil, err
 	}
 	return p, nil

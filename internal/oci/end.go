@@ -113,6 +113,7 @@ func (c *container) remove(ctx context.Context, force bool) error {
 	if err := g.Remove(kctx); err != nil {
 		return err
 	}
+	tidy(c.rec.Cgroup)
 	if err := os.RemoveAll(c.dir); err != nil {
 		return err
 	}

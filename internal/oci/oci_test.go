@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
+	"keg/internal/sandbox/cgroup"
 )
 
 // The tests run in mount and network namespaces of their own.
@@ -69,7 +70,11 @@ func newLab(t *testing.T, change func(*specs.Spec), args ...string) *lab {
 	if l.out, err = os.CreateTemp(dir, "out"); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Delete(context.Background(), "c", true); l.out.Close() })
+	t.Cleanup(func() {
+		l.Delete(context.Background(), "c", true)
+		l.out.Close()
+		cgroup.Tidy("keg-test-oci")
+	})
 	return l
 }
 
@@ -170,6 +175,28 @@ func TestLifecycle(t *testing.T) {
 }
 
 // A container whose program is missing is stopped once start has said so, and goes as stopped ones go.
+func TestNoCgroupIsLeft(t *testing.T) {
+	l := newLab(t, func(s *specs.Spec) { s.Linux.CgroupsPath = "" }, "sleep", "1000")
+	ctx := context.Background()
+	l.must(l.Create(ctx, "c", l.bundle, l.launch()))
+	groups := func() (all []string) {
+		for _, pattern := range []string{"/sys/fs/cgroup/keg-oci", "/sys/fs/cgroup/*/keg-oci"} {
+			found, _ := filepath.Glob(pattern)
+			all = append(all, found...)
+		}
+		return all
+	}
+	if len(groups()) == 0 {
+		t.Error("the container has no cgroup of its own")
+	}
+	l.must(l.Delete(ctx, "c", true))
+	for _, dir := range groups() {
+		if inside, _ := filepath.Glob(dir + "/*/cgroup.procs"); len(inside) == 0 {
+			t.Errorf("%s is left behind and empty", dir)
+		}
+	}
+}
+
 func TestFailedStartIsStopped(t *testing.T) {
 	l := newLab(t, nil, "nowhere")
 	l.must(l.Create(context.Background(), "c", l.bundle, l.launch()))

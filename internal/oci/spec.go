@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
+	"keg/internal/sandbox/cgroup"
 	"keg/internal/weakness"
 )
 
@@ -224,12 +225,22 @@ func allowDefaults(l *specs.Linux) {
 	l.Resources = &res
 }
 
+// ownParent is the directory of the cgroups of containers whose spec names none.
+const ownParent = "keg-oci"
+
+// tidy removes ownParent with the last group in it. What a spec names belongs to whoever wrote the spec.
+func tidy(group string) {
+	if strings.HasPrefix(group, ownParent+"/") {
+		cgroup.Tidy(ownParent)
+	}
+}
+
 // cgroupPath is where the container's cgroup is, from the top of each hierarchy.
 func (r *Runtime) cgroupPath(s *specs.Spec, id string) (string, error) {
 	p := s.Linux.CgroupsPath
 	if !r.Systemd {
 		if p == "" {
-			p = "keg-oci/" + id
+			p = ownParent + "/" + id
 		}
 		return path.Clean("/" + p)[1:], nil
 	}
