@@ -100,6 +100,14 @@ type Runner interface {
 	Run(ctx context.Context, s Step, out io.Writer) (exitCode int, err error)
 }
 
+// Failure is a RUN that failed.
+type Failure struct {
+	Step  Step   // as it was run
+	Name  string // "[2/5] RUN make"
+	Shell string // of the stage: what a person is given to look around
+	Err   error
+}
+
 // Event is one piece of progress. Vertex numbers are Docker's step numbers ("#5").
 type Event struct {
 	Vertex   int
@@ -125,6 +133,10 @@ type Deps struct {
 
 	// Import are caches of elsewhere, asked for what is not known here.
 	Import []Elsewhere
+
+	// Failed is called with the first RUN that failed, while all that the step had is still there: Run would run
+	// another command in the same state. The build goes on to fail when it returns.
+	Failed func(ctx context.Context, f Failure)
 
 	// Finish is called with the result as the last work of the build, while all that it names is kept
 	// from collection. Its error is the build's.
@@ -166,7 +178,7 @@ type Error = dockerfile.Error
 func Build(ctx context.Context, o Options, d Deps) (*Result, error) {
 	return build(ctx, o, deps{
 		blobs: d.Store, snaps: d.Snapshots, images: d.Images, runner: d.Runner,
-		cache: cache{d.Steps}, run: d.Run, progress: &progress{emit: d.Progress}, finish: d.Finish, elsewhere: d.Import,
+		cache: cache{d.Steps}, run: d.Run, progress: &progress{emit: d.Progress}, finish: d.Finish, failed: d.Failed, elsewhere: d.Import,
 	})
 }
 
@@ -180,6 +192,7 @@ type deps struct {
 	run      string
 	progress *progress
 	finish   func(ctx context.Context, r *Result) error
+	failed   func(ctx context.Context, f Failure)
 
 	elsewhere []Elsewhere
 }

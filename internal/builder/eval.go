@@ -279,11 +279,15 @@ func (s *stage) commandLine(c instructions.ShellDependantCmdLine) []string {
 	if !c.PrependShell {
 		return c.CmdLine
 	}
-	shell := s.config.Config.Shell
-	if len(shell) == 0 {
-		shell = []string{"/bin/sh", "-c"}
+	return append(slices.Clone(s.shell()), strings.Join(c.CmdLine, " "))
+}
+
+// shell is that of SHELL, or what there is without one.
+func (s *stage) shell() []string {
+	if shell := s.config.Config.Shell; len(shell) > 0 {
+		return shell
 	}
-	return append(slices.Clone(shell), strings.Join(c.CmdLine, " "))
+	return []string{"/bin/sh", "-c"}
 }
 
 func (p *plan) evalArg(s *stage, c *instructions.ArgCommand) error {

@@ -22,6 +22,7 @@ type Printer struct {
 	order    []*line
 	explain  bool
 	now      func() time.Time
+	paused   bool
 	stop     chan struct{}
 	stopped  sync.WaitGroup
 }
@@ -37,6 +38,8 @@ type PrintOptions struct {
 // display is one way of showing.
 type display interface {
 	update(p *Printer, l *line)
+	pause(p *Printer)
+	resume(p *Printer)
 	finish(p *Printer)
 }
 
@@ -93,7 +96,7 @@ func (p *Printer) tick() {
 			return
 		case <-t.C:
 			p.mu.Lock()
-			p.show.update(p, nil)
+			p.update(nil)
 			p.mu.Unlock()
 		}
 	}
@@ -128,7 +131,29 @@ func (p *Printer) Event(e Event) {
 	if e.Finished != nil {
 		l.finished, l.cached, l.err = e.Finished, e.Cached, e.Err
 	}
-	p.show.update(p, l)
+	p.update(l)
+}
+
+func (p *Printer) update(l *line) {
+	if !p.paused {
+		p.show.update(p, l)
+	}
+}
+
+// Pause shows all that there is and then nothing more until Resume: somebody else writes.
+func (p *Printer) Pause() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.show.pause(p)
+	p.paused = true
+}
+
+// Resume shows what came meanwhile.
+func (p *Printer) Resume() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.paused = false
+	p.show.resume(p)
 }
 
 // say adds a line of status.
@@ -207,6 +232,8 @@ func canceled(err error) bool { return errors.Is(err, context.Canceled) }
 type silent struct{}
 
 func (silent) update(*Printer, *line) {}
+func (silent) pause(*Printer)         {}
+func (silent) resume(*Printer)        {}
 
 // finish gives the explanations, which were asked for.
 func (silent) finish(p *Printer) {
@@ -314,6 +341,22 @@ func (d *plain) endPartial(p *Printer, l *line) {
 		l.shown = 0
 		l.last = keepLast(append(l.last, l.partial))
 		l.partial = ""
+	}
+}
+
+func (d *plain) pause(p *Printer) {
+	if d.current != nil {
+		d.print(p, d.current)
+		d.endPartial(p, d.current)
+	}
+}
+
+func (d *plain) resume(p *Printer) {
+	if d.current != nil {
+		d.print(p, d.current)
+	}
+	if d.current == nil {
+		d.rest(p)
 	}
 }
 

@@ -139,3 +139,26 @@ func TestExplanationsAreForThoseWhoAsk(t *testing.T) {
 		}
 	}
 }
+
+// While somebody else writes, nothing is shown, and afterwards all that came meanwhile.
+func TestPrinterPauses(t *testing.T) {
+	var out strings.Builder
+	p := NewPrinter(&out, PrintOptions{})
+	now := time.Now()
+	p.Event(Event{Vertex: 1, Name: "a", Started: &now})
+	p.Event(Event{Vertex: 1, Log: []byte("half")})
+	p.Pause()
+	before := out.String()
+	p.Event(Event{Vertex: 2, Name: "b", Started: &now})
+	p.Event(Event{Vertex: 1, Log: []byte("the rest\n")})
+	p.Event(Event{Vertex: 1, Finished: &now})
+	p.Event(Event{Vertex: 2, Finished: &now})
+	if !strings.HasSuffix(before, "half\n") || out.String() != before {
+		t.Errorf("%q, then %q", before, out.String())
+	}
+	p.Resume()
+	p.Close()
+	if rest := out.String()[len(before):]; !strings.Contains(rest, "the rest\n#1 DONE") || !strings.Contains(rest, "#2 b\n#2 DONE") {
+		t.Errorf("afterwards %q", rest)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -24,6 +25,7 @@ import (
 // runOp is an evaluated RUN.
 type runOp struct {
 	args       []string
+	shell      string // the stage's, for who looks into a failure
 	env        environ
 	declared   map[string]bool // keys of env that come from ARG
 	proxies    []string        // in the environment, not in the key
@@ -70,7 +72,7 @@ func (p *plan) evalRun(s *stage, c command, run *instructions.RunCommand) error 
 			name += " (" + summary + ")"
 		}
 	}
-	o.args = s.commandLine(line)
+	o.args, o.shell = s.commandLine(line), s.shell()[0]
 	if p.epoch != nil {
 		if _, ok := o.env.Get("SOURCE_DATE_EPOCH"); !ok {
 			o.env = o.env.with("SOURCE_DATE_EPOCH", strconv.FormatInt(p.epoch.Unix(), 10))
@@ -312,7 +314,15 @@ func (o *runOp) perform(ctx context.Context, s *solver, w *work) (err error) {
 	if w.places, err = o.places(ctx, s, w.below); err != nil {
 		return err
 	}
-	code, err := s.runner.Run(ctx, step, w.v)
+	if err := o.run(ctx, s, step, w.v); err != nil {
+		s.fail(ctx, Failure{Step: step, Name: w.name, Shell: o.shell, Err: err})
+		return err
+	}
+	return nil
+}
+
+func (o *runOp) run(ctx context.Context, s *solver, step Step, out io.Writer) error {
+	code, err := s.runner.Run(ctx, step, out)
 	if err != nil {
 		return o.explain(err)
 	}
@@ -320,6 +330,13 @@ func (o *runOp) perform(ctx context.Context, s *solver, w *work) (err error) {
 		return &ExitError{Args: o.args, Code: code}
 	}
 	return nil
+}
+
+// fail tells of the first failure, and only when it is not the end of the whole build that made the step fail.
+func (s *solver) fail(ctx context.Context, f Failure) {
+	if s.failed != nil && ctx.Err() == nil {
+		s.once.Do(func() { s.failed(ctx, f) })
+	}
 }
 
 // places lists where mounts go, as BuildKit's executor/stubs.go does: what only stands

@@ -34,6 +34,7 @@ type op interface {
 // work is a step being done.
 type work struct {
 	key   string // active snapshot
+	name  string // of the step
 	below []digest.Digest
 	v     *vertex
 	epoch *time.Time
@@ -48,6 +49,7 @@ type solver struct {
 	context *buildContext
 	results map[*stage]*result
 
+	once   sync.Once  // of the first failure
 	walk   sync.Mutex // one at a time walks the context: matchers are not for several
 	mu     sync.Mutex
 	holder *disk.Dir
@@ -305,7 +307,7 @@ func (s *solver) perform(ctx context.Context, step *step, below []digest.Digest,
 		}
 	}()
 	epoch := s.epochOf(step)
-	w := &work{key: active, below: below, v: v, epoch: epoch}
+	w := &work{key: active, name: step.name, below: below, v: v, epoch: epoch}
 	if err := step.op.perform(ctx, s, w); err != nil {
 		return nil, s.missing(step, err)
 	}

@@ -2,6 +2,7 @@ package builder
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -415,5 +416,49 @@ func BenchmarkCachedTwentySteps(b *testing.B) {
 	b.ResetTimer()
 	for range b.N {
 		w.mustBuild(text)
+	}
+}
+
+// The first RUN that fails is told of while all of it is there; a build that was given up tells of none.
+func TestFailedStepIsToldOf(t *testing.T) {
+	w := newWorld(t)
+	w.addImage("base", nil, "etc/x=1")
+	var told []Failure
+	build1 := func(ctx context.Context, text string) error {
+		d := w.deps()
+		d.failed = func(ctx context.Context, f Failure) {
+			told = append(told, f)
+			if b, err := os.ReadFile(filepath.Join(w.snaps.Upper(f.Step.Key), "left")); err != nil || string(b) != "half\n" {
+				t.Errorf("%q %v", b, err)
+			}
+			if b, err := os.ReadFile(f.Step.Mounts[0].Source); err != nil || string(b) != "word" {
+				t.Errorf("the secret is %q %v", b, err)
+			}
+		}
+		o := w.options(text)
+		o.Secrets = map[string][]byte{"s": []byte("word")}
+		_, err := build(ctx, o, d)
+		return err
+	}
+	const text = "FROM base AS a\nSHELL [\"sh\",\"-c\"]\nENV K=v\nRUN --mount=type=secret,id=s echo half > $ROOT/left; exit 7\n"
+	if err := build1(t.Context(), text+"FROM base AS b\nRUN --mount=type=secret,id=s echo half > $ROOT/left; exit 8\nFROM a\nCOPY --from=b / /\n"); err == nil {
+		t.Fatal("it was built")
+	}
+	if len(told) != 1 {
+		t.Fatalf("told %d times", len(told))
+	}
+	var x *ExitError
+	if f := told[0]; !errors.As(f.Err, &x) || x.Code == 7 && (f.Shell != "sh" || f.Name != "[a 2/2] RUN --mount=type=secret,id=s echo half > $ROOT/left; exit 7" || !slices.Contains(f.Step.Env, "K=v")) ||
+		x.Code == 8 && f.Shell != "/bin/sh" {
+		t.Errorf("%+v", f)
+	}
+	if keys, _ := w.snaps.Keys(); len(keys) != 0 {
+		t.Errorf("left %q", keys)
+	}
+	told = nil
+	ctx, cancel := context.WithCancel(t.Context())
+	w.runner = func(Step, io.Writer) (int, error) { cancel(); return 0, context.Canceled }
+	if err := build1(ctx, text); err == nil || len(told) != 0 {
+		t.Errorf("told of %v, error %v", told, err)
 	}
 }

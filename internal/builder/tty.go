@@ -43,6 +43,13 @@ func (d *live) update(p *Printer, l *line) {
 }
 
 func (d *live) finish(p *Printer) { d.draw(p, true) }
+func (d *live) pause(p *Printer)  { d.draw(p, false) }
+
+// resume starts on a new row: what stood there is the other's.
+func (d *live) resume(p *Printer) {
+	d.rows = 0
+	d.draw(p, false)
+}
 
 // terminalSize is that of w, or what a terminal is without saying so.
 func terminalSize(w io.Writer) (width, height int) {

@@ -26,7 +26,7 @@ type buildFlags struct {
 	shmSize                                                        int64
 	provenance, sbom, metadata                                     string
 	annotations, allow                                             []string
-	check, call                                                    string
+	check, call, onError                                           string
 	ulimits                                                        ulimitValue
 }
 
@@ -57,6 +57,7 @@ func (o *buildFlags) bind(fs *pflag.FlagSet) {
 	fs.StringVar(&o.check, "check", "", `Look for mistakes instead of building ("error": fail when there are any, "json": print JSON)`)
 	fs.Lookup("check").NoOptDefVal = "warn"
 	fs.StringVar(&o.call, "call", "build", `Set method for evaluating build ("build", "check")`)
+	fs.StringVar(&o.onError, "on-error", "", `What to do when a RUN fails ("shell": open one in the state that it left)`)
 	fs.StringVarP(&o.file, "file", "f", "", `Name of the Dockerfile (default: "PATH/Dockerfile"); "-" reads it from stdin`)
 	fs.StringVar(&o.iidfile, "iidfile", "", "Write the image ID to a file")
 	fs.Var(newList(&o.labels, checkLabel), "label", "Set metadata for an image")
@@ -264,6 +265,9 @@ func (a *app) build1(ctx context.Context, dir string, o *buildFlags) error {
 	if err != nil {
 		return err
 	}
+	if o.onError != "" && o.onError != "shell" {
+		return failf("invalid --on-error %q: want shell", o.onError)
+	}
 	show, err := a.buildPrinter(o)
 	if err != nil {
 		return err
@@ -284,9 +288,16 @@ func (a *app) build1(ctx context.Context, dir string, o *buildFlags) error {
 		fmt.Fprintln(a.out, "reproducible: two builds without cache gave the same image")
 		return nil
 	}
+	failed := ""
+	if o.onError == "shell" {
+		req.Failed = func(ctx context.Context, f engine.FailedStep) { failed = a.lookAround(ctx, f, show) }
+	}
 	res, err := eng.BuildTo(ctx, req, show.Event)
 	show.Close()
 	if err != nil {
+		if failed != "" {
+			fmt.Fprintln(a.err, failed)
+		}
 		return buildError(ctx, err)
 	}
 	return a.tellBuild(o, req, res)

@@ -21,14 +21,44 @@ func (e *Engine) Build(ctx context.Context, o builder.Options, progress func(bui
 	return b.Result, nil
 }
 
+// building is what one run of the builder gets beside its options.
+type building struct {
+	from     []builder.Elsewhere
+	finish   func(context.Context, *builder.Result) error
+	failed   func(context.Context, FailedStep)
+	progress func(builder.Event)
+}
+
 // build runs the builder; Deps of the builder are the engine's business.
-func (e *Engine) build(ctx context.Context, o builder.Options, from []builder.Elsewhere, finish func(context.Context, *builder.Result) error, progress func(builder.Event)) (_ *builder.Result, err error) {
+func (e *Engine) build(ctx context.Context, o builder.Options, b building) (_ *builder.Result, err error) {
 	runner := &stepRunner{roots: monitor.Roots{Root: e.opt.Root, Run: e.opt.Run}}
 	defer func() { err = errors.Join(err, runner.close()) }()
-	return builder.Build(ctx, o, builder.Deps{
+	d := builder.Deps{
 		Store: e.store, Snapshots: e.snapshots, Steps: e.stepsDir(), Run: e.opt.Run,
-		Images: bases{e}, Runner: runner, Progress: progress, Import: from, Finish: finish,
-	})
+		Images: bases{e}, Runner: runner, Progress: b.progress, Import: b.from, Finish: b.finish,
+	}
+	if b.failed != nil {
+		d.Failed = func(ctx context.Context, f builder.Failure) { b.failed(ctx, FailedStep{f, runner}) }
+	}
+	return builder.Build(ctx, o, d)
+}
+
+// FailedStep is a RUN that failed, and how to look around in what it left.
+type FailedStep struct {
+	builder.Failure
+	runner *stepRunner
+}
+
+// Open runs the shell of the stage on a terminal of that size, in the state that the step left: its files, mounts,
+// environment, directory, user and network.
+func (f FailedStep) Open(ctx context.Context, size monitor.Size, io monitor.Stdio) (monitor.Exit, error) {
+	b, err := f.runner.builder(ctx)
+	if err != nil {
+		return monitor.Exit{}, err
+	}
+	s := monitorStep(f.Step)
+	s.Args, s.Stdin, s.Terminal = []string{f.Shell}, nil, &size
+	return b.Shell(ctx, s, io)
 }
 
 // built writes the record of a new image and tells of it.
@@ -100,6 +130,10 @@ func (r *stepRunner) Run(ctx context.Context, s builder.Step, out io.Writer) (in
 	if err != nil {
 		return 0, err
 	}
+	return b.Run(ctx, monitorStep(s), out)
+}
+
+func monitorStep(s builder.Step) monitor.Step {
 	mounts := make([]monitor.Mount, len(s.Mounts))
 	for i, m := range s.Mounts {
 		mounts[i] = monitor.Mount(m)
@@ -108,9 +142,9 @@ func (r *stepRunner) Run(ctx context.Context, s builder.Step, out io.Writer) (in
 	for i, u := range s.Ulimits {
 		limits[i] = monitor.Ulimit(u)
 	}
-	return b.Run(ctx, monitor.Step{Ulimits: limits,
+	return monitor.Step{Ulimits: limits,
 		Key: s.Key, Args: s.Args, Env: s.Env, Dir: s.Dir, User: s.User, Hostname: s.Hostname,
-		Network: s.Network, ExtraHosts: s.ExtraHosts, ShmSize: s.ShmSize, Stdin: s.Stdin, Mounts: mounts, Privileged: s.Privileged}, out)
+		Network: s.Network, ExtraHosts: s.ExtraHosts, ShmSize: s.ShmSize, Stdin: s.Stdin, Mounts: mounts, Privileged: s.Privileged}
 }
 
 func (r *stepRunner) builder(ctx context.Context) (*monitor.Builder, error) {

@@ -57,6 +57,9 @@ type BuildRequest struct {
 	Provenance string           // "": none, else "min" or "max"
 	CacheFrom  []Cache
 	CacheTo    []Cache
+
+	// Failed is called with the first RUN that failed, before what it left is taken away.
+	Failed func(context.Context, FailedStep)
 }
 
 // Built is what came of it.
@@ -160,7 +163,7 @@ func (b *delivery) build(ctx context.Context, p image.Platform) error {
 		}
 		return b.trees(ctx, r)
 	}
-	res, err := b.e.build(ctx, o, b.elsewhere, finish, b.n.part(prefix))
+	res, err := b.e.build(ctx, o, building{from: b.elsewhere, finish: finish, failed: b.q.Failed, progress: b.n.part(prefix)})
 	if err == nil && b.image && !b.several() {
 		err = b.e.built(res, o.Tags)
 	}

@@ -52,7 +52,7 @@ func (e *Engine) Verify(ctx context.Context, o builder.Options, progress func(bu
 			}
 			return use.addStack(r.Stack)
 		}
-		if made[i], err = e.build(ctx, o, nil, keep, n.part(word)); err != nil {
+		if made[i], err = e.build(ctx, o, building{finish: keep, progress: n.part(word)}); err != nil {
 			return err
 		}
 	}

@@ -8,6 +8,7 @@ package monitor
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -48,33 +49,63 @@ func StartBuilder(ctx context.Context, r Roots) (*Builder, error) {
 // Run executes one step; out gets its stdout and stderr. Several may run at once. When ctx ends
 // the step is killed. The step's mounts, network and cgroup are gone when Run returns.
 func (b *Builder) Run(ctx context.Context, s Step, out io.Writer) (code int, err error) {
+	k, err := b.hand(ctx, s)
+	if err != nil {
+		return 0, err
+	}
+	defer k.Close()
+	return k.step(ctx, out)
+}
+
+// Shell is Run of a step that has a terminal (s.Terminal), to which io is connected.
+func (b *Builder) Shell(ctx context.Context, s Step, io Stdio) (Exit, error) {
+	k, err := b.hand(ctx, s)
+	if err != nil {
+		return Exit{}, err
+	}
+	defer k.Close()
+	n := k.begin(io)
+	stop := context.AfterFunc(ctx, k.halfClose)
+	defer stop()
+	<-n.over
+	if ctx.Err() != nil {
+		return n.exit, context.Cause(ctx)
+	}
+	return n.exit, n.err
+}
+
+// hand gives a step to the process that runs them, on a connection of its own.
+func (b *Builder) hand(ctx context.Context, s Step) (*Conn, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return 0, os.NewSyscallError("socketpair", err)
+		return nil, os.NewSyscallError("socketpair", err)
 	}
 	ours, err := fileConn(fds[0])
 	if err != nil {
 		unix.Close(fds[1])
-		return 0, err
+		return nil, err
 	}
-	defer ours.Close()
 	b.c.mu.Lock()
 	_, _, err = b.c.c.(*net.UnixConn).WriteMsgUnix([]byte{0}, unix.UnixRights(fds[1]), nil)
 	b.c.mu.Unlock()
 	unix.Close(fds[1])
 	if err != nil {
-		return 0, fmt.Errorf("hand a step to the monitor of the build: %w", err)
+		ours.Close()
+		return nil, fmt.Errorf("hand a step to the monitor of the build: %w", err)
 	}
 	k := newConn(ours, s.Key)
 	if err := k.request(request{Op: "run", Step: &s}); err != nil {
-		return 0, k.lost(ctx, err)
+		ours.Close()
+		return nil, k.lost(ctx, err)
 	}
-	return k.step(ctx, out)
+	return k, nil
 }
 
+// halfClose makes the other side kill the step; it still tells when all of it is gone.
+func (c *Conn) halfClose() { c.c.(*net.UnixConn).CloseWrite() }
+
 func (c *Conn) step(ctx context.Context, out io.Writer) (int, error) {
-	// Half-closed, the other side kills the step and still tells when it is gone.
-	stop := context.AfterFunc(ctx, func() { c.c.(*net.UnixConn).CloseWrite() })
+	stop := context.AfterFunc(ctx, c.halfClose)
 	defer stop()
 	var failed error
 	for {
@@ -86,7 +117,7 @@ func (c *Conn) step(ctx context.Context, out io.Writer) (int, error) {
 		case frameStdout:
 			if failed == nil {
 				if failed = writeTo(out, b); failed != nil {
-					c.c.(*net.UnixConn).CloseWrite()
+					c.halfClose()
 				}
 			}
 		case frameError:
@@ -183,11 +214,12 @@ func (s *steps) serve(ctx context.Context, l *link) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	k := &keyboard{ready: make(chan struct{})}
 	go func() {
-		l.in.next() // nothing more is said: the end means that nobody waits
-		cancel()
+		k.listen(ctx, l)
+		cancel() // nobody waits any more
 	}()
-	code, err := s.run(ctx, *q.Step, func(b []byte) { l.deliver(frameStdout, b, ctx.Done()) })
+	code, err := s.run(ctx, *q.Step, k, func(b []byte) { l.deliver(frameStdout, b, ctx.Done()) })
 	if err != nil {
 		l.send(frameError, encodeError(err))
 		return
@@ -234,6 +266,10 @@ func (s Step) record() *container.Record {
 	if r.Config.Hostname == "" {
 		r.Config.Hostname = "buildkitsandbox" // what RUN sees under Docker
 	}
+	if s.Terminal != nil {
+		r.Config.Tty = true
+		host.ConsoleSize = [2]uint{uint(s.Terminal.Rows), uint(s.Terminal.Cols)}
+	}
 	for _, u := range s.Ulimits {
 		host.Ulimits = append(host.Ulimits, &dcontainer.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
 	}
@@ -248,7 +284,7 @@ func (s Step) record() *container.Record {
 }
 
 // run executes one step from mount to cleanup.
-func (s *steps) run(ctx context.Context, st Step, put func([]byte)) (code int, err error) {
+func (s *steps) run(ctx context.Context, st Step, k *keyboard, put func([]byte)) (code int, err error) {
 	m := &monitor{roots: s.roots, containers: container.Open(s.roots.Root), networks: s.networks, snapshots: s.snapshots, rec: st.record()}
 	m.id = m.rec.ID
 	dir, err := disk.HoldDir(s.roots.Run, stepPrefix+m.id+"-")
@@ -275,6 +311,9 @@ func (s *steps) run(ctx context.Context, st Step, put func([]byte)) (code int, e
 	}
 	if r.spec, err = container.Spec(m.rec, opts); err != nil {
 		return 0, err
+	}
+	if st.Terminal != nil {
+		return r.terminalStep(ctx, m, k, put)
 	}
 	return r.step(ctx, m, st.Stdin, put)
 }
@@ -322,6 +361,57 @@ func (r *run) step(ctx context.Context, m *monitor, stdin []byte, put func([]byt
 	if err != nil {
 		return 0, err
 	}
+	return r.await(ctx, out, put)
+}
+
+// terminalStep is step on a terminal.
+func (r *run) terminalStep(ctx context.Context, m *monitor, k *keyboard, put func([]byte)) (int, error) {
+	if err := r.execute(ctx, m, [3]*os.File{}); err != nil {
+		return 0, err
+	}
+	defer r.console.Close()
+	r.in = newSink(r.console, true)
+	defer r.in.close()
+	k.plug(r)
+	return r.await(ctx, r.console, put)
+}
+
+// A keyboard passes what the peer of a step types, and the size of its window, to the step's terminal.
+type keyboard struct {
+	ready chan struct{} // closed when there is a terminal
+	r     *run
+}
+
+func (k *keyboard) plug(r *run) {
+	k.r = r
+	close(k.ready)
+}
+
+// listen returns when the peer is gone, or says what it must not.
+func (k *keyboard) listen(ctx context.Context, l *link) {
+	for {
+		kind, b, err := l.in.next()
+		if err != nil {
+			return
+		}
+		select {
+		case <-k.ready:
+		case <-ctx.Done():
+			return
+		}
+		switch {
+		case kind == frameStdin:
+			if k.r.in.put(b, l.taken) != nil {
+				return
+			}
+		case kind == frameSize && len(b) == 4:
+			setSize(k.r.console, binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:]))
+		}
+	}
+}
+
+// await copies the output of a step until its process has ended, and takes away what is left of it.
+func (r *run) await(ctx context.Context, out *os.File, put func([]byte)) (int, error) {
 	pumped := make(chan struct{})
 	go func() {
 		defer close(pumped)

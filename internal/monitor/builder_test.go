@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -180,4 +182,74 @@ func TestBuilderDies(t *testing.T) {
 		}
 		h.settled(func() bool { return !grouped(id) && len(h.steps()) == 0 }, how+": the step remains")
 	}
+}
+
+// TestStepShell: a step on a terminal, in what another step left; it ends with its peer.
+func TestStepShell(t *testing.T) {
+	h := newHouse(t)
+	b := h.builder()
+	s := Step{Key: h.key(), Args: sh("echo left >/left; exit 3"), Dir: "/home/app", User: "root", Network: "none"}
+	if code, err := b.Run(ctx, s, io.Discard); code != 3 || err != nil {
+		t.Fatal(code, err)
+	}
+	s.Args, s.Terminal = []string{"sh"}, &Size{30, 90}
+	typed, keys := io.Pipe()
+	sizes := make(chan [2]uint16, 1)
+	var out bytes.Buffer
+	go func() {
+		io.WriteString(keys, "cat /left; pwd; stty size\n")
+		time.Sleep(200 * time.Millisecond)
+		sizes <- [2]uint16{31, 91}
+		time.Sleep(200 * time.Millisecond)
+		io.WriteString(keys, "\x10\x11\x15stty size\nexit 5\n") // ctrl-p ctrl-q do not leave it; ctrl-u takes them away
+	}()
+	x, err := b.Shell(ctx, s, Stdio{In: typed, Out: &out, Resize: sizes, Stay: true})
+	if err != nil || x.Code != 5 || x.Detached {
+		t.Errorf("%+v %v", x, err)
+	}
+	for _, want := range []string{"left\r\n", "/home/app\r\n", "30 90\r\n", "31 91\r\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is not in %q", want, out.String())
+		}
+	}
+	keys.Close()
+	// Nobody waits any more: the shell and what it started are gone when Shell returns.
+	dying, cancel := context.WithCancel(ctx)
+	typed, keys = io.Pipe()
+	defer keys.Close()
+	started := &watcher{want: "started-here", seen: make(chan struct{})}
+	go func() {
+		io.WriteString(keys, "sleep 4711 & echo started-$((0))here | tr -d 0\n")
+		<-started.seen
+		cancel()
+	}()
+	if _, err := b.Shell(dying, s, Stdio{In: typed, Out: started}); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range all {
+		if line, _ := os.ReadFile(p); string(line) == "sleep\x004711\x00" {
+			t.Errorf("%s still sleeps", p)
+		}
+	}
+	s.Args = []string{"nothing-of-the-kind"}
+	var coded interface{ ExitCode() int }
+	if _, err := b.Shell(ctx, s, Stdio{}); !errors.As(err, &coded) || coded.ExitCode() != 127 {
+		t.Error(err)
+	}
+}
+
+// watcher closes seen when what it wants was written.
+type watcher struct {
+	want string
+	all  []byte
+	seen chan struct{}
+	once sync.Once
+}
+
+func (w *watcher) Write(b []byte) (int, error) {
+	if w.all = append(w.all, b...); bytes.Contains(w.all, []byte(w.want)) {
+		w.once.Do(func() { close(w.seen) })
+	}
+	return len(b), nil
 }

@@ -318,7 +318,9 @@ func writeTo(w io.Writer, b []byte) error {
 // stdin sends what comes from In, never more than the window ahead of the program.
 func (n *session) stdin() {
 	keys := detachKeys{seq: n.s.DetachKeys}
-	if len(keys.seq) == 0 && n.s.Resize != nil {
+	if n.s.Stay {
+		keys.seq = nil
+	} else if len(keys.seq) == 0 && n.s.Resize != nil {
 		keys.seq = []byte{'p' & 0x1f, 'q' & 0x1f}
 	}
 	buf := make([]byte, chunk)

@@ -29,6 +29,7 @@ type Stdio struct {
 	Signals <-chan int
 	// DetachKeys end the attachment, not the process ("" = ctrl-p,ctrl-q; only with a terminal).
 	DetachKeys []byte
+	Stay       bool // no keys end the attachment
 }
 
 // Exit is the end of a process.
@@ -64,7 +65,11 @@ type Step struct {
 	Mounts     []Mount
 	Ulimits    []Ulimit
 	Privileged bool
+	Terminal   *Size // it has a terminal of this size, and whoever asked for it types there
 }
+
+// Size of a terminal.
+type Size struct{ Rows, Cols uint16 }
 
 // Ulimit of a step.
 type Ulimit struct {
