@@ -29,7 +29,7 @@ import (
 
 // The versions of the API that are spoken.
 const (
-	MaxVersion = "1.51"
+	MaxVersion = "1.56"
 	MinVersion = "1.24"
 )
 
@@ -75,6 +75,7 @@ type images interface {
 	Push(ctx context.Context, ref image.Reference, progress func(engine.PullEvent)) (image.Descriptor, error)
 	Images(context.Context, engine.ImageListOptions) ([]dimage.Summary, error)
 	InspectImage(ctx context.Context, ref string) (dimage.InspectResponse, error)
+	Attestations(ctx context.Context, ref string, o engine.AttestationOptions) ([]dimage.AttestationStatement, error)
 	History(ctx context.Context, ref string) ([]dimage.HistoryResponseItem, error)
 	Tag(ctx context.Context, source, target string) error
 	RemoveImage(ctx context.Context, ref string, force bool) ([]dimage.DeleteResponse, error)

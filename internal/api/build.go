@@ -137,8 +137,10 @@ func (s *Server) buildContext(ctx context.Context, r *request, dir string) ([]by
 		return nil, fault.Invalidf("read the Dockerfile %s of the context: %w", name, err)
 	case len(b) > maxDockerfile:
 		return nil, fault.Invalidf("the Dockerfile %s is larger than 4 MiB", name)
-	case len(bytes.TrimSpace(b)) == 0:
+	case len(b) == 0:
 		return nil, fault.Invalidf("the Dockerfile (%s) cannot be empty", name)
+	case len(bytes.TrimSpace(b)) == 0:
+		return nil, fault.Invalidf("dockerfile parse error on line 1: file with no instructions")
 	}
 	return b, nil
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"regexp"
 	"strconv"
 	"time"
 
@@ -24,6 +25,9 @@ func (s *Server) containerStart(w *reply, r *request) error {
 	ctx := context.WithoutCancel(r.Context())
 	if n := r.ContentLength; n > 2 || n < 0 {
 		return fault.Invalidf("starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24")
+	}
+	if err := checkCheckpoint(r); err != nil {
+		return err
 	}
 	c, err := s.engine.Inspect(ctx, r.name(), false)
 	if err != nil {
@@ -47,6 +51,20 @@ func (s *Server) containerStart(w *reply, r *request) error {
 		go v.follow(session)
 	}
 	return w.done(nil)
+}
+
+// checkpointName is Docker's pattern of names.
+var checkpointName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+
+// checkCheckpoint: there are none, and what is no name of one is refused in other words.
+func checkCheckpoint(r *request) error {
+	switch id := r.query.Get("checkpoint"); {
+	case id == "":
+		return nil
+	case !checkpointName.MatchString(id):
+		return fault.Invalidf("invalid checkpoint ID %q, only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", id)
+	}
+	return fault.Unsupportedf("checkpoints are not supported; start the container without one")
 }
 
 func (s *Server) startFailed(ctx context.Context, c container.InspectResponse, v *vigil, err error) error {
@@ -146,22 +164,27 @@ func exitPatience(err error) time.Duration {
 	return 50 * time.Millisecond
 }
 
-func (s *Server) containerAttach(w *reply, r *request) error {
-	c, err := s.engine.Inspect(r.Context(), r.name(), false)
-	if err != nil {
-		return err
+// attachable finds the container of an attach and reads its detach keys.
+func (s *Server) attachable(r *request) (c container.InspectResponse, keys []byte, err error) {
+	if c, err = s.engine.Inspect(r.Context(), r.name(), false); err != nil {
+		return c, nil, err
 	}
 	switch {
 	case c.State.Paused:
-		return fault.Conflictf("container %s is paused, unpause the container before attach", c.ID)
+		return c, nil, fault.Conflictf("container %s is paused, unpause the container before attach", c.ID)
 	case c.State.Restarting:
-		return fault.Conflictf("container %s is restarting, wait until the container is running", c.ID)
+		return c, nil, fault.Conflictf("container %s is restarting, wait until the container is running", c.ID)
 	}
-	keys, err := detachKeys(r.query.Get("detachKeys"))
+	keys, err = detachKeys(r.query.Get("detachKeys"))
+	return c, keys, err
+}
+
+func (s *Server) containerAttach(w *reply, r *request) error {
+	c, keys, err := s.attachable(r)
 	if err != nil {
 		return err
 	}
-	logs, stream, tty := r.flag("logs"), r.flag("stream"), c.Config.Tty
+	tty := c.Config.Tty
 	conn, err := hijack(w, r, streamType(tty, r.version))
 	if err != nil {
 		return err
@@ -174,23 +197,28 @@ func (s *Server) containerAttach(w *reply, r *request) error {
 		stdio.DetachKeys = keys
 	}
 	var v *vigil
-	if stream && !c.State.Running { // before the client hears from us: it starts the container then
+	if r.flag("stream") && !c.State.Running { // before the client hears from us: it starts the container then
 		v = s.vigils.join(c.ID, &stdio)
 		defer s.vigils.leave(c.ID, v)
 	}
 	if conn.accept() != nil {
 		return nil
 	}
-	if logs {
+	s.serveAttach(ctx, r, c, stdio, v)
+	return nil
+}
+
+// serveAttach is what an attach gets once its stream is ready.
+func (s *Server) serveAttach(ctx context.Context, r *request, c container.InspectResponse, stdio monitor.Stdio, v *vigil) {
+	if r.flag("logs") {
 		if err := s.replay(ctx, c.ID, stdio); err != nil {
 			problem(stdio.Err, err)
-			return nil
+			return
 		}
 	}
-	if stream {
+	if r.flag("stream") {
 		problem(orWriter(stdio.Err, stdio.Out), s.attach(ctx, c, stdio, v))
 	}
-	return nil
 }
 
 // attach serves a running container, or waits for the start of one that is not.

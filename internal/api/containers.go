@@ -9,7 +9,6 @@ import (
 	"errors"
 	"maps"
 	"net/http"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -32,7 +31,7 @@ func (s *Server) containerList(w *reply, r *request) error {
 		return err
 	}
 	list, err := s.engine.Containers(r.Context(), engine.ListOptions{All: r.flag("all"), Last: int(limit), Size: r.flag("size"), Filter: f})
-	return w.ok(list, err)
+	return w.ok(containerRows(list, r.version), err)
 }
 
 // createBody is the body of create; MacAddress was a field of its own before 1.44.
@@ -61,6 +60,9 @@ func (s *Server) containerCreate(w *reply, r *request) error {
 	if q.HostConfig.IpcMode == "" && r.version < known("1.40") {
 		q.HostConfig.IpcMode = container.IPCModeShareable
 	}
+	if r.version < 56 {
+		q.HostConfig.Umask = nil // not read before
+	}
 	if r.version < known("1.44") && q.NetworkingConfig != nil && len(q.NetworkingConfig.EndpointsConfig) > 1 {
 		return fault.Invalidf("Container cannot be created with multiple network endpoints: %s",
 			strings.Join(slices.Sorted(maps.Keys(q.NetworkingConfig.EndpointsConfig)), ", "))
@@ -68,6 +70,9 @@ func (s *Server) containerCreate(w *reply, r *request) error {
 	o := engine.CreateOptions{Name: r.query.Get("name"), Config: q.Config, Host: q.HostConfig, Pull: "never"}
 	if q.NetworkingConfig != nil {
 		o.Networks = q.NetworkingConfig.EndpointsConfig
+	}
+	if len(q.MacAddress) > 0 && r.version >= 52 {
+		return fault.Invalidf("container-wide MAC address no longer supported; use endpoint-specific MAC address instead")
 	}
 	if len(q.MacAddress) > 0 {
 		o.Networks = withMAC(o.Networks, q.HostConfig.NetworkMode, q.MacAddress)
@@ -120,46 +125,6 @@ func (r *request) platform() (*image.Platform, error) {
 	return &p, err
 }
 
-// inspected is an inspect record with the fields that clients before 1.52 read.
-type inspected struct {
-	container.InspectResponse
-	NetworkSettings *networkSettings
-}
-
-type networkSettings struct {
-	container.NetworkSettings
-	Bridge                 string
-	HairpinMode            bool
-	LinkLocalIPv6Address   string
-	LinkLocalIPv6PrefixLen int
-	SecondaryIPAddresses   []struct{}
-	SecondaryIPv6Addresses []struct{}
-	EndpointID             string
-	Gateway                netip.Addr
-	GlobalIPv6Address      netip.Addr
-	GlobalIPv6PrefixLen    int
-	IPAddress              netip.Addr
-	IPPrefixLen            int
-	IPv6Gateway            netip.Addr
-	MacAddress             network.HardwareAddr
-}
-
-func legacyNetworks(n *container.NetworkSettings) *networkSettings {
-	if n == nil {
-		return &networkSettings{}
-	}
-	l := &networkSettings{NetworkSettings: *n}
-	if l.Ports == nil {
-		l.Ports = network.PortMap{}
-	}
-	if b := n.Networks[network.NetworkBridge]; b != nil {
-		l.EndpointID, l.MacAddress = b.EndpointID, b.MacAddress
-		l.Gateway, l.IPAddress, l.IPPrefixLen = b.Gateway, b.IPAddress, b.IPPrefixLen
-		l.IPv6Gateway, l.GlobalIPv6Address, l.GlobalIPv6PrefixLen = b.IPv6Gateway, b.GlobalIPv6Address, b.GlobalIPv6PrefixLen
-	}
-	return l
-}
-
 func (s *Server) containerInspect(w *reply, r *request) error {
 	c, err := s.engine.Inspect(r.Context(), r.name(), r.flag("size"))
 	if err != nil {
@@ -169,7 +134,7 @@ func (s *Server) containerInspect(w *reply, r *request) error {
 	if c.Mounts == nil {
 		c.Mounts = []container.MountPoint{}
 	}
-	return w.json(http.StatusOK, inspected{c, legacyNetworks(c.NetworkSettings)})
+	return w.json(http.StatusOK, inspectShape(c, r.version))
 }
 
 // stopOptions reads t and signal.

@@ -15,12 +15,16 @@ import (
 	"testing"
 	"time"
 
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	dimage "github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/volume"
 
 	"keg/internal/engine"
 	"keg/internal/event"
 	"keg/internal/fault"
+	"keg/internal/image"
 	"keg/internal/monitor"
 	"keg/internal/registry"
 )
@@ -37,6 +41,7 @@ type fake struct {
 	exit    chan int
 	fail    error
 	account registry.Account
+	created engine.CreateOptions
 }
 
 func newFake() *fake { return &fake{exit: make(chan int, 4)} }
@@ -54,10 +59,11 @@ func (f *fake) Inspect(_ context.Context, ref string, _ bool) (container.Inspect
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return container.InspectResponse{ID: "cafe", State: &container.State{Running: f.running}, HostConfig: &container.HostConfig{},
-		Config: &container.Config{OpenStdin: true, Tty: f.tty}}, nil
+		ImageManifestDescriptor: &image.Descriptor{}, Config: &container.Config{OpenStdin: true, Tty: f.tty}}, nil
 }
 
 func (f *fake) Create(_ context.Context, o engine.CreateOptions) (engine.Created, error) {
+	f.created = o
 	f.called("create " + o.Name + " " + o.Config.Image + " " + o.Pull)
 	return engine.Created{ID: "cafe"}, f.fail
 }
@@ -111,12 +117,31 @@ func (f *fake) Kill(_ context.Context, ref, sig string) error {
 func (f *fake) Containers(_ context.Context, o engine.ListOptions) ([]container.Summary, error) {
 	b, _ := json.Marshal(o)
 	f.called("list " + string(b))
-	return []container.Summary{}, f.fail
+	row := container.Summary{Health: &container.HealthSummary{Status: "none"}}
+	row.HostConfig.Annotations = map[string]string{"a": "b"}
+	return []container.Summary{row}, f.fail
 }
 
 func (f *fake) InspectImage(_ context.Context, ref string) (dimage.InspectResponse, error) {
 	f.called("image " + ref)
-	return dimage.InspectResponse{ID: "sha256:1", Size: 5}, f.fail
+	return dimage.InspectResponse{ID: "sha256:1", Size: 5, Os: "linux", Architecture: "amd64", Descriptor: &image.Descriptor{},
+		Config: &dockerspec.DockerOCIImageConfig{}}, f.fail
+}
+
+func (f *fake) Attestations(context.Context, string, engine.AttestationOptions) ([]dimage.AttestationStatement, error) {
+	return nil, f.fail
+}
+
+func (f *fake) InspectNetwork(context.Context, string) (network.Inspect, error) {
+	return network.Inspect{Status: &network.Status{}}, f.fail
+}
+
+func (f *fake) DiskDetail(context.Context) (engine.DiskDetail, error) {
+	return engine.DiskDetail{Volumes: []volume.Volume{{Name: "v"}}}, f.fail
+}
+
+func (f *fake) DiskUsage(context.Context) ([]engine.Usage, error) {
+	return []engine.Usage{{Size: 7}, {}, {Total: 1}, {}}, f.fail
 }
 
 func (f *fake) CheckLogin(_ context.Context, host string, cr registry.Credentials) (registry.Credentials, error) {

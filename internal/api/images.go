@@ -4,12 +4,12 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
 
-	"github.com/moby/moby/api/types/container"
 	dimage "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/jsonstream"
 	dregistry "github.com/moby/moby/api/types/registry"
@@ -20,36 +20,12 @@ import (
 	"keg/internal/registry"
 )
 
-// imageSummary adds what went with version 1.44.
-type imageSummary struct {
-	dimage.Summary
-	VirtualSize *int64 `json:",omitempty"`
-}
-
-func summaries(list []dimage.Summary, v version) []imageSummary {
-	out := make([]imageSummary, len(list))
-	for i, sum := range list {
-		sum.RepoTags, sum.RepoDigests = some(sum.RepoTags), some(sum.RepoDigests)
-		if v < 43 && len(sum.RepoTags) == 0 && len(sum.RepoDigests) == 0 {
-			sum.RepoTags, sum.RepoDigests = []string{"<none>:<none>"}, []string{"<none>@<none>"}
-		}
-		if v < 48 {
-			sum.Descriptor = nil
-		}
-		out[i].Summary = sum
-		if v < 44 {
-			out[i].VirtualSize = &sum.Size
-		}
-	}
-	return out
-}
-
 func (s *Server) imageList(w *reply, r *request) error {
 	f, err := r.filters()
 	if err != nil {
 		return err
 	}
-	o := engine.ImageListOptions{All: r.flag("all"), Filter: f}
+	o := engine.ImageListOptions{All: r.flag("all"), Filter: f, Manifests: r.version >= 47 && r.flag("manifests")}
 	if r.version < 41 {
 		o.Ref = r.query.Get("filter")
 	}
@@ -57,35 +33,82 @@ func (s *Server) imageList(w *reply, r *request) error {
 	return w.ok(summaries(list, r.version), err)
 }
 
-// imageInspected adds what clients before 1.52 read.
-type imageInspected struct {
-	dimage.InspectResponse
-	Parent          string
-	Container       string `json:",omitempty"`
-	DockerVersion   string
-	ContainerConfig *container.Config `json:",omitempty"`
-	VirtualSize     *int64            `json:",omitempty"`
-}
-
 func (s *Server) imageInspect(w *reply, r *request) error {
 	i, err := s.engine.InspectImage(r.Context(), r.name())
 	if err != nil {
 		return err
 	}
+	if r.version >= 49 && r.query.Get("platform") != "" {
+		if r.flag("manifests") {
+			return fault.Invalidf("conflicting options: manifests and platform options cannot both be set")
+		}
+		if err := r.providesPlatform(i); err != nil {
+			return err
+		}
+	}
+	if r.version >= 48 && r.flag("manifests") {
+		if i.Manifests, err = s.manifestsOf(r, i.ID); err != nil {
+			return err
+		}
+	}
 	i.RepoTags, i.RepoDigests = some(i.RepoTags), some(i.RepoDigests)
-	res := imageInspected{InspectResponse: i}
-	if r.version < 44 {
-		res.VirtualSize = &i.Size
+	return w.json(http.StatusOK, imageShape(i, r.version))
+}
+
+// providesPlatform refuses an image that is not for the platform of the query.
+func (r *request) providesPlatform(i dimage.InspectResponse) error {
+	p, err := r.platform()
+	if err != nil || p == nil {
+		return err
 	}
-	if r.version < 48 {
-		res.Descriptor = nil
+	have := image.Platform{OS: i.Os, Architecture: i.Architecture, Variant: i.Variant}
+	if image.Matches(*p, have) {
+		return nil
 	}
-	return w.json(http.StatusOK, res)
+	return fault.NotFoundf("image with reference %s was found but its platform (%s) does not match the specified platform (%s)",
+		r.name(), image.FormatPlatform(have), image.FormatPlatform(*p))
+}
+
+func (s *Server) manifestsOf(r *request, id string) ([]dimage.ManifestSummary, error) {
+	list, err := s.engine.Images(r.Context(), engine.ImageListOptions{All: true, Manifests: true})
+	for _, sum := range list {
+		if sum.ID == id {
+			return sum.Manifests, err
+		}
+	}
+	return nil, err
 }
 
 func (s *Server) imageHistory(w *reply, r *request) error {
+	if r.version >= 48 && r.query.Get("platform") != "" {
+		i, err := s.engine.InspectImage(r.Context(), r.name())
+		if err != nil {
+			return err
+		}
+		if err := r.providesPlatform(i); err != nil {
+			return err
+		}
+	}
 	h, err := s.engine.History(r.Context(), r.name())
 	return w.ok(some(h), err)
+}
+
+func (s *Server) imageAttestations(w *reply, r *request) error {
+	if len(r.query["platform"]) > 1 {
+		return fault.Invalidf("only one platform value is currently supported")
+	}
+	p, err := r.platform()
+	if err != nil {
+		return err
+	}
+	o := engine.AttestationOptions{Platform: p, Statements: r.flag("statement")}
+	for _, t := range r.query["type"] {
+		if t = strings.TrimSpace(t); t != "" {
+			o.Types = append(o.Types, t)
+		}
+	}
+	list, err := s.engine.Attestations(r.Context(), r.name(), o)
+	return w.ok(some(list), err)
 }
 
 func (s *Server) imageTag(w *reply, r *request) error {
@@ -260,9 +283,6 @@ func tagged(name, tag string) (image.Reference, error) {
 }
 
 func (s *Server) imageImport(w *reply, r *request, src string) error {
-	if src != "-" {
-		return fault.Unsupportedf("import from %q is not supported: send the archive itself (fromSrc=-)", src)
-	}
 	repo := r.query.Get("repo")
 	if tag := r.query.Get("tag"); repo != "" && tag != "" {
 		repo += ":" + tag
@@ -271,12 +291,22 @@ func (s *Server) imageImport(w *reply, r *request, src string) error {
 	if err != nil {
 		return err
 	}
-	id, err := s.engine.Import(r.Context(), r.Body, engine.ImportOptions{Repository: repo, Message: r.query.Get("message"),
+	var in io.Reader = r.Body
+	out := &progress{w: w}
+	if src != "-" {
+		f, err := engine.OpenURL(r.Context(), src)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		out.send(jsonstream.Message{Status: "Downloading from " + src})
+		in = f
+	}
+	id, err := s.engine.Import(r.Context(), in, engine.ImportOptions{Repository: repo, Message: r.query.Get("message"),
 		Changes: r.query["changes"], Platform: p, Source: src})
 	if err != nil {
-		return err
+		return out.end(err)
 	}
-	out := &progress{w: w}
 	out.send(jsonstream.Message{Status: string(id)})
 	return nil
 }

@@ -49,6 +49,9 @@ func (s *Server) networkInspect(w *reply, r *request) error {
 		return fault.NotFoundf("network %s not found", r.name())
 	}
 	tidyNetwork(&n)
+	if r.version < 52 {
+		n.Status = nil
+	}
 	return w.json(http.StatusOK, n)
 }
 

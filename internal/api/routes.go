@@ -3,6 +3,7 @@ package api
 // routes is the whole API.
 func routes() []route {
 	return []route{
+		{"OPTIONS", "/{any*}", options, ""},
 		{"GET", "/_ping", (*Server).ping, ""},
 		{"HEAD", "/_ping", (*Server).ping, ""},
 		{"GET", "/version", (*Server).systemVersion, ""},
@@ -33,6 +34,7 @@ func routes() []route {
 		{"POST", "/containers/{name}/update", (*Server).containerUpdate, ""},
 		{"POST", "/containers/{name}/wait", (*Server).containerWait, ""},
 		{"POST", "/containers/{name}/attach", (*Server).containerAttach, ""},
+		{"GET", "/containers/{name}/attach/ws", (*Server).attachWebSocket, ""},
 		{"POST", "/containers/{name}/resize", (*Server).containerResize, ""},
 		{"POST", "/containers/{name}/exec", (*Server).execCreate, ""},
 		{"DELETE", "/containers/{name}", (*Server).containerRemove, ""},
@@ -48,6 +50,7 @@ func routes() []route {
 		{"POST", "/images/load", (*Server).imageLoad, ""},
 		{"POST", "/images/prune", (*Server).imagePrune, "1.25"},
 		{"GET", "/images/{name*}/json", (*Server).imageInspect, ""},
+		{"GET", "/images/{name*}/attestations", (*Server).imageAttestations, "1.55"},
 		{"GET", "/images/{name*}/history", (*Server).imageHistory, ""},
 		{"GET", "/images/{name*}/get", (*Server).imageSave, ""},
 		{"POST", "/images/{name*}/push", (*Server).imagePush, ""},

@@ -4,15 +4,20 @@ package api
 
 import (
 	"encoding/json"
+	"io"
+	"mime"
 	"net/http"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/moby/moby/api/types"
 	"github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/image"
 	dregistry "github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
@@ -38,6 +43,11 @@ func (s *Server) ping(w *reply, r *request) error {
 		return nil
 	}
 	_, _ = w.Write([]byte("OK"))
+	return nil
+}
+
+func options(_ *Server, w *reply, _ *request) error {
+	w.WriteHeader(http.StatusOK)
 	return nil
 }
 
@@ -102,17 +112,19 @@ func forwarding() bool {
 	return err == nil && strings.TrimSpace(string(b)) == "1"
 }
 
-// diskUsage has the shape of versions before 1.52.
-type diskUsage struct {
-	LayersSize  int64
-	Images      []imageSummary
-	Containers  []container.Summary
-	Volumes     []volume.Volume
-	BuildCache  []build.CacheRecord
-	BuilderSize int64 `json:",omitempty"`
-}
+// usageTypes are those that system/df can be asked for.
+var usageTypes = []string{"image", "container", "volume", "build-cache"}
 
 func (s *Server) systemDF(w *reply, r *request) error {
+	asked := r.query["type"]
+	if len(asked) == 0 || r.version < 42 {
+		asked = usageTypes
+	}
+	for _, t := range asked {
+		if !slices.Contains(usageTypes, t) {
+			return fault.Invalidf("unknown object type: %s", t)
+		}
+	}
 	d, err := s.engine.DiskDetail(r.Context())
 	if err != nil {
 		return err
@@ -121,60 +133,73 @@ func (s *Server) systemDF(w *reply, r *request) error {
 	if err != nil {
 		return err
 	}
-	wants := func(t string) bool {
-		ts := r.query["type"]
-		if len(ts) == 0 {
-			return true
-		}
-		for _, x := range ts {
-			if x == t {
-				return true
+	sums := map[string]engine.Usage{}
+	for i, u := range us { // in the order of usageTypes
+		sums[usageTypes[i]] = u
+	}
+	verbose := r.flag("verbose")
+	old, now := &diskUsage{}, &system.DiskUsage{}
+	for _, t := range asked {
+		u := sums[t]
+		switch t {
+		case "image":
+			old.LayersSize, old.Images = u.Size, summaries(d.Images, r.version)
+			now.ImageUsage = &image.DiskUsage{ActiveCount: int64(u.Active), TotalCount: int64(u.Total), TotalSize: u.Size, Reclaimable: u.Reclaimable}
+			if verbose {
+				now.ImageUsage.Items = d.Images
+			}
+		case "container":
+			old.Containers = some(containerRows(d.Containers, r.version))
+			now.ContainerUsage = &container.DiskUsage{ActiveCount: int64(u.Active), TotalCount: int64(u.Total), TotalSize: u.Size, Reclaimable: u.Reclaimable}
+			if verbose {
+				now.ContainerUsage.Items = d.Containers
+			}
+		case "volume":
+			old.Volumes = some(d.Volumes)
+			now.VolumeUsage = &volume.DiskUsage{ActiveCount: int64(u.Active), TotalCount: int64(u.Total), TotalSize: u.Size, Reclaimable: u.Reclaimable}
+			if verbose {
+				now.VolumeUsage.Items = d.Volumes
+			}
+		case "build-cache":
+			old.BuildCache = cacheRecords(d.BuildCache)
+			now.BuildCacheUsage = &build.DiskUsage{ActiveCount: int64(u.Active), TotalCount: int64(u.Total), TotalSize: u.Size, Reclaimable: u.Reclaimable}
+			if verbose {
+				now.BuildCacheUsage.Items = old.BuildCache
 			}
 		}
-		return false
 	}
-	var res diskUsage
-	for _, u := range us {
-		if u.Type == "Images" {
-			res.LayersSize = u.Size
-		}
+	switch {
+	case r.version < 52:
+		return w.json(http.StatusOK, old)
+	case verbose:
+		return w.json(http.StatusOK, now)
 	}
-	if wants("image") {
-		res.Images = summaries(d.Images, r.version)
-	}
-	if wants("container") {
-		res.Containers = some(d.Containers)
-	}
-	if wants("volume") {
-		res.Volumes = some(d.Volumes)
-	}
-	if wants("build-cache") {
-		res.BuildCache = []build.CacheRecord{}
-		for _, c := range d.BuildCache {
-			res.BuildCache = append(res.BuildCache, build.CacheRecord{ID: c.ID, Type: c.Type, Description: c.Text, InUse: c.InUse,
-				Shared: c.Shared, Size: c.Size, CreatedAt: c.Created, LastUsedAt: &c.Used, UsageCount: c.Uses})
-		}
-	}
-	return w.json(http.StatusOK, res)
+	return w.json(http.StatusOK, bothUsages{old, now})
 }
 
-// legacyEvent adds what clients before 1.52 read.
-type legacyEvent struct {
-	Status string `json:"status,omitempty"`
-	ID     string `json:"id,omitempty"`
-	From   string `json:"from,omitempty"`
-	events.Message
+func cacheRecords(list []engine.CacheUse) []build.CacheRecord {
+	out := []build.CacheRecord{}
+	for _, c := range list {
+		out = append(out, build.CacheRecord{ID: c.ID, Type: c.Type, Description: c.Text, InUse: c.InUse,
+			Shared: c.Shared, Size: c.Size, CreatedAt: c.Created, LastUsedAt: &c.Used, UsageCount: c.Uses})
+	}
+	return out
 }
 
-func legacy(m event.Message) legacyEvent {
-	e := legacyEvent{Message: m}
-	switch m.Type {
-	case events.ContainerEventType:
-		e.Status, e.ID, e.From = string(m.Action), m.Actor.ID, m.Actor.Attributes["image"]
-	case events.ImageEventType:
-		e.Status, e.ID = string(m.Action), m.Actor.ID
+// eventStream is the content type of the events and what goes before each of them.
+func eventStream(r *request) (contentType, before string) {
+	for accept := range strings.SplitSeq(r.Header.Get("Accept"), ",") {
+		switch t, _, _ := mime.ParseMediaType(accept); types.MediaType(t) {
+		case types.MediaTypeJSONSequence:
+			return t, "\x1e" // RFC 7464
+		case types.MediaTypeJSONLines, types.MediaTypeNDJSON:
+			return t, ""
+		}
 	}
-	return e
+	if r.version < 52 {
+		return string(types.MediaTypeJSON), ""
+	}
+	return string(types.MediaTypeJSONLines), ""
 }
 
 func (s *Server) systemEvents(w *reply, r *request) error {
@@ -202,11 +227,22 @@ func (s *Server) systemEvents(w *reply, r *request) error {
 	if err := s.engine.Events(r.Context(), now, now, false, f, func(event.Message) error { return nil }); err != nil {
 		return err
 	}
-	w.Header().Set("Content-Type", "application/json")
+	contentType, before := eventStream(r)
+	w.Header().Set("Content-Type", contentType)
 	w.flush()
 	enc := json.NewEncoder(w)
 	err = s.engine.Events(r.Context(), since, until, until.IsZero() || until.After(now), f, func(m event.Message) error {
-		if err := enc.Encode(legacy(m)); err != nil {
+		if r.version < 46 && m.Type == events.ImageEventType && m.Action == events.ActionCreate {
+			return nil // came with 1.46
+		}
+		if _, err := io.WriteString(w, before); err != nil {
+			return err
+		}
+		var shaped any = m
+		if r.version < 52 {
+			shaped = legacy(m)
+		}
+		if err := enc.Encode(shaped); err != nil {
 			return err
 		}
 		w.flush()

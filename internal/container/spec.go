@@ -73,9 +73,13 @@ func Spec(r *Record, o SpecOptions) (*specs.Spec, error) {
 	if s.Process, err = process(r, o, sec); err != nil {
 		return nil, err
 	}
+	if sec.WritableCgroups && (!o.CgroupV2 || !r.Host.CgroupnsMode.IsPrivate() && !r.Host.CgroupnsMode.IsEmpty()) {
+		// On version 1 release_agent would run programs on the host.
+		return nil, fault.Unsupportedf("writable-cgroups needs cgroup version 2 and a cgroup namespace of the container's own (--cgroupns=private)")
+	}
 	s.Linux.Namespaces = namespaces(r, o)
 	s.Linux.UIDMappings, s.Linux.GIDMappings = o.UIDMappings, o.GIDMappings
-	if s.Mounts, err = mounts(r, o, s.Linux); err != nil {
+	if s.Mounts, err = mounts(r, o, sec, s.Linux); err != nil {
 		return nil, err
 	}
 	if err := resources(r, o, s.Linux); err != nil {

@@ -21,7 +21,7 @@ import (
 // DefaultShm is the size of /dev/shm without --shm-size.
 const DefaultShm = 64 << 20
 
-func mounts(r *Record, o SpecOptions, l *specs.Linux) ([]specs.Mount, error) {
+func mounts(r *Record, o SpecOptions, sec Security, l *specs.Linux) ([]specs.Mount, error) {
 	user, err := userMounts(r, o, l)
 	if err != nil {
 		return nil, err
@@ -31,7 +31,7 @@ func mounts(r *Record, o SpecOptions, l *specs.Linux) ([]specs.Mount, error) {
 		taken[m.Destination] = true
 	}
 	var out []specs.Mount
-	for _, m := range append(systemMounts(r.Host, o), fileMounts(r, o)...) {
+	for _, m := range append(systemMounts(r.Host, o, sec.WritableCgroups), fileMounts(r, o)...) {
 		// What the user mounts himself is his; below his /dev nothing of ours appears.
 		if taken[m.Destination] || taken["/dev"] && strings.HasPrefix(m.Destination, "/dev/") {
 			continue
@@ -45,10 +45,13 @@ func mounts(r *Record, o SpecOptions, l *specs.Linux) ([]specs.Mount, error) {
 	return append(out, user...), nil
 }
 
-func systemMounts(h *container.HostConfig, o SpecOptions) []specs.Mount {
-	sysRO := "ro"
+func systemMounts(h *container.HostConfig, o SpecOptions, writableCgroups bool) []specs.Mount {
+	sysRO, cgroupRO := "ro", "ro"
 	if h.Privileged {
-		sysRO = "rw"
+		sysRO, cgroupRO = "rw", "rw"
+	}
+	if writableCgroups {
+		cgroupRO = "rw"
 	}
 	m := []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
@@ -56,7 +59,7 @@ func systemMounts(h *container.HostConfig, o SpecOptions) []specs.Mount {
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts",
 			Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", sysRO}},
-		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{sysRO, "nosuid", "noexec", "nodev"}},
+		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{cgroupRO, "nosuid", "noexec", "nodev"}},
 	}
 	return append(m, ipcMounts(h, o)...)
 }

@@ -3,6 +3,7 @@ package container
 // --security-opt: seccomp, AppArmor, SELinux, no_new_privs, and the profile of capabilities.
 
 import (
+	"strconv"
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
@@ -19,6 +20,7 @@ const (
 // Security is HostConfig.SecurityOpt as understood.
 type Security struct {
 	NoNewPrivileges bool
+	WritableCgroups bool   // the container may make cgroups below its own
 	Seccomp         string // "": the default policy; "unconfined"; otherwise a profile as JSON
 	AppArmor        string // "": the default profile where AppArmor is
 	CapProfile      string
@@ -33,8 +35,12 @@ func ParseSecurity(h *container.HostConfig) (s Security, err error) {
 	}
 	var labels []string
 	for _, o := range h.SecurityOpt {
-		if o == "no-new-privileges" {
+		switch o {
+		case "no-new-privileges":
 			s.NoNewPrivileges = true
+			continue
+		case "writable-cgroups":
+			s.WritableCgroups = true
 			continue
 		}
 		k, v, ok := strings.Cut(o, "=")
@@ -50,6 +56,10 @@ func ParseSecurity(h *container.HostConfig) (s Security, err error) {
 				return s, badSecurity(o)
 			}
 			s.NoNewPrivileges = v == "true"
+		case "writable-cgroups":
+			if s.WritableCgroups, err = strconv.ParseBool(v); err != nil {
+				return s, badSecurity(o)
+			}
 		case "seccomp":
 			if s.Seccomp = v; v == "builtin" {
 				s.Seccomp = ""

@@ -161,6 +161,8 @@ func TestSpecRefuses(t *testing.T) {
 		"label of no kind":     {host: container.HostConfig{SecurityOpt: []string{"label=colour:red"}}, want: "invalid --security-opt"},
 		"unknown option":       {host: container.HostConfig{SecurityOpt: []string{"sandbox=off"}}, want: "invalid --security-opt"},
 		"no-new-privileges=no": {host: container.HostConfig{SecurityOpt: []string{"no-new-privileges=no"}}, want: "invalid --security-opt"},
+		"cgroups writable":     {host: container.HostConfig{SecurityOpt: []string{"writable-cgroups"}}, want: "needs cgroup version 2"},
+		"cgroups neither":      {host: container.HostConfig{SecurityOpt: []string{"writable-cgroups=potato"}}, want: "invalid --security-opt"},
 		"unknown propagation":  {mounts: []container.MountPoint{{Source: "/v", Destination: "/x", Propagation: "up"}}, want: "propagation"},
 		"device":               {host: container.HostConfig{Resources: container.Resources{Devices: []container.DeviceMapping{{PathOnHost: "/nope"}}}}, want: "error gathering device information"},
 		"device rule":          {host: container.HostConfig{Resources: container.Resources{DeviceCgroupRules: []string{"c 1:2 rwx"}}}, want: "invalid device cgroup rule"},
@@ -188,6 +190,29 @@ func TestSpecAllows(t *testing.T) {
 	r.Host.Sysctls = map[string]string{"net.ipv4.conf.eth0.forwarding": "1"}
 	if _, err := Spec(r, SpecOptions{}); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestWritableCgroups: only below its own cgroup, and only where no release_agent is.
+func TestWritableCgroups(t *testing.T) {
+	for opt, want := range map[string]string{"writable-cgroups": "rw", "writable-cgroups=true": "rw", "writable-cgroups=false": "ro", "no-new-privileges": "ro"} {
+		r := newRecord("x")
+		r.Host.SecurityOpt = []string{opt}
+		s, err := Spec(r, SpecOptions{CgroupV2: true})
+		if err != nil {
+			t.Errorf("%s: %v", opt, err)
+			continue
+		}
+		for _, m := range s.Mounts {
+			if m.Destination == "/sys/fs/cgroup" && m.Options[0] != want || m.Destination == "/sys" && m.Options[3] != "ro" {
+				t.Errorf("%s: %s is %v", opt, m.Destination, m.Options)
+			}
+		}
+	}
+	r := newRecord("x")
+	r.Host.SecurityOpt, r.Host.CgroupnsMode = []string{"writable-cgroups"}, "host"
+	if _, err := Spec(r, SpecOptions{CgroupV2: true}); err == nil {
+		t.Error("the host's cgroups became writable")
 	}
 }
 

@@ -390,7 +390,12 @@ func TestOpenURL(t *testing.T) {
 	if got, err := read("/root.tar"); got != "the tar" || err != nil {
 		t.Errorf("%q, %v", got, err)
 	}
-	if _, err := read("/nope"); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "404 Not Found") {
+	for _, bad := range []string{"%2Fdata%2Ffile.tar", "file:///etc/passwd", "http://"} {
+		if _, err := OpenURL(t.Context(), bad); !fault.Is(err, fault.Invalid) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+	if _, err := read("/nope"); !fault.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "404 Not Found") {
 		t.Error(err)
 	}
 	if _, err := read("/cut"); !errors.Is(err, io.ErrUnexpectedEOF) {

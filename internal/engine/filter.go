@@ -54,17 +54,18 @@ func (f Filter) prefix(key, v string) bool {
 
 // labels checks "label" (key or key=value, all of them) and "label!" (none of them).
 func (f Filter) labels(have map[string]string) bool {
-	holds := func(want string) bool {
-		k, v, hasValue := strings.Cut(want, "=")
-		got, ok := have[k]
-		return ok && (!hasValue || got == v)
-	}
-	for _, want := range f["label"] {
-		if !holds(want) {
-			return false
-		}
-	}
-	return !slices.ContainsFunc(f["label!"], holds)
+	return f.all("label", have) && !slices.ContainsFunc(f["label!"], func(want string) bool { return holds(have, want) })
+}
+
+// all checks that every value of key, KEY or KEY=VALUE, is in have.
+func (f Filter) all(key string, have map[string]string) bool {
+	return !slices.ContainsFunc(f[key], func(want string) bool { return !holds(have, want) })
+}
+
+func holds(have map[string]string, want string) bool {
+	k, v, hasValue := strings.Cut(want, "=")
+	got, ok := have[k]
+	return ok && (!hasValue || got == v)
 }
 
 // boolean reads a filter that is true or false; set is false when it was not given.
@@ -95,9 +96,27 @@ func (f Filter) until(now time.Time) (time.Time, error) {
 	if len(vs) > 1 {
 		return time.Time{}, fault.Invalidf("more than one until filter specified")
 	}
-	t, err := parseTime(vs[0], now)
+	return untilTime(vs[0], now)
+}
+
+// untilFirst is until with several values, of which the earliest counts: docker images.
+func (f Filter) untilFirst(now time.Time) (first time.Time, err error) {
+	for _, v := range f["until"] {
+		t, err := untilTime(v, now)
+		if err != nil {
+			return t, err
+		}
+		if first.IsZero() || t.Before(first) {
+			first = t
+		}
+	}
+	return first, nil
+}
+
+func untilTime(v string, now time.Time) (time.Time, error) {
+	t, err := parseTime(v, now)
 	if err != nil {
-		return time.Time{}, fault.Invalidf("invalid filter 'until=%s': %w", vs[0], err)
+		return time.Time{}, fault.Invalidf("invalid filter 'until=%s': %w", v, err)
 	}
 	return t, nil
 }

@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"math"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -82,6 +84,50 @@ func TestFilterUntil(t *testing.T) {
 	for _, bad := range [][]string{{"yesterday"}, {"1h", "2h"}, {"12.x"}} {
 		if _, err := (Filter{"until": bad}).until(now); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%v: got %v", bad, err)
+		}
+	}
+}
+
+// TestFilterUntilFirst: of several the earliest counts, as in docker images.
+func TestFilterUntilFirst(t *testing.T) {
+	now := time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)
+	got, err := Filter{"until": {"1h", "24h", "2h"}}.untilFirst(now)
+	if err != nil || !got.Equal(now.Add(-24*time.Hour)) {
+		t.Errorf("got %v, %v", got, err)
+	}
+	if _, err := (Filter{"until": {"1h", "yesterday"}}).untilFirst(now); !fault.Is(err, fault.Invalid) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestFilterAnnotations(t *testing.T) {
+	have := map[string]string{"a": "b", "c": ""}
+	for want, ok := range map[string]bool{"a": true, "a=b": true, "a=c": false, "d": false, "c=": true} {
+		if got := (Filter{"annotation": {want}}).all("annotation", have); got != ok {
+			t.Errorf("%s: %v", want, got)
+		}
+	}
+}
+
+// TestSubnetStatuses: Docker counts the address of the network, the broadcast address and the gateway as in use.
+func TestSubnetStatuses(t *testing.T) {
+	p := netip.MustParsePrefix
+	for _, c := range []struct {
+		config network.IPAMConfig
+		held   []string
+		want   network.SubnetStatus
+	}{
+		{network.IPAMConfig{Subnet: p("10.0.0.0/24"), Gateway: netip.MustParseAddr("10.0.0.1")}, nil, network.SubnetStatus{IPsInUse: 3, DynamicIPsAvailable: 253}},
+		{network.IPAMConfig{Subnet: p("10.0.0.0/24"), IPRange: p("10.0.0.128/25"), Gateway: netip.MustParseAddr("10.0.0.1")}, []string{"10.0.0.129", "10.0.0.2", "10.1.0.1"},
+			network.SubnetStatus{IPsInUse: 5, DynamicIPsAvailable: 126}},
+		{network.IPAMConfig{Subnet: p("fd00::/64"), Gateway: netip.MustParseAddr("fd00::1")}, nil, network.SubnetStatus{IPsInUse: 2, DynamicIPsAvailable: math.MaxUint64}},
+	} {
+		var held []netip.Addr
+		for _, a := range c.held {
+			held = append(held, netip.MustParseAddr(a))
+		}
+		if got := subnetStatuses([]network.IPAMConfig{c.config}, held)[c.config.Subnet]; got != c.want {
+			t.Errorf("%v: %+v, want %+v", c.config.Subnet, got, c.want)
 		}
 	}
 }

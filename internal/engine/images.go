@@ -88,7 +88,7 @@ func (e *Engine) imagePicker(ctx context.Context, o ImageListOptions) (func(*ima
 	if err != nil {
 		return nil, err
 	}
-	until, err := o.Filter.until(time.Now())
+	until, err := o.Filter.untilFirst(time.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -214,6 +214,9 @@ func (e *Engine) Tag(ctx context.Context, source, target string) error {
 	}
 	if ref.Digest != "" {
 		return fault.Invalidf("refusing to create a tag with a digest reference")
+	}
+	if ref.FamiliarName() == digest.Canonical.String() {
+		return fault.Invalidf("refusing to create an ambiguous tag using digest algorithm as name")
 	}
 	ref.Tag = orElse(ref.Tag, image.DefaultTag)
 	f, err := e.lookup(ctx, source)

@@ -63,6 +63,9 @@ func TestTagListHistoryRemove(t *testing.T) {
 	if err := e.Tag(t.Context(), "nope", "x"); errText(err) != "No such image: nope:latest" {
 		t.Errorf("got %v", err)
 	}
+	if err := e.Tag(t.Context(), "web:1", "sha256:1"); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "refusing to create an ambiguous tag") {
+		t.Errorf("got %v", err)
+	}
 	if err := e.Tag(t.Context(), "web:1", "UPPER"); !fault.Is(err, fault.Invalid) {
 		t.Errorf("got %v", err)
 	}

@@ -163,6 +163,9 @@ func OpenURL(ctx context.Context, s string) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, fault.As(fault.Invalid, err)
 	}
+	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, fault.Invalidf("cannot download %q: want http:// or https://", u.Redacted())
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
 		return nil, fault.As(fault.Invalid, err)
@@ -173,7 +176,18 @@ func OpenURL(ctx context.Context, s string) (io.ReadCloser, error) {
 	}
 	if resp.StatusCode != http.StatusOK {
 		resp.Body.Close()
-		return nil, fault.Unavailablef("download %s: the server answers %s", u.Redacted(), resp.Status)
+		kind := fault.Unavailable
+		switch resp.StatusCode { // the kinds that Docker tells apart
+		case http.StatusNotFound:
+			kind = fault.NotFound
+		case http.StatusBadRequest:
+			kind = fault.Invalid
+		case http.StatusUnauthorized:
+			kind = fault.Unauthorized
+		case http.StatusForbidden:
+			kind = fault.Denied
+		}
+		return nil, fault.Errorf(kind, "download %s: the server answers %s", u.Redacted(), resp.Status)
 	}
 	if resp.ContentLength < 0 {
 		return resp.Body, nil

@@ -3,6 +3,7 @@ package engine
 import (
 	"cmp"
 	"context"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -61,7 +62,7 @@ func (e *Engine) all(ctx context.Context) ([]one, error) {
 // Containers lists as the Engine API does (newest first).
 func (e *Engine) Containers(ctx context.Context, o ListOptions) ([]container.Summary, error) {
 	if err := o.Filter.only("id", "name", "label", "label!", "status", "exited", "ancestor", "before", "since",
-		"volume", "network", "publish", "expose", "health", "is-task", "isolation"); err != nil {
+		"volume", "network", "publish", "expose", "health", "is-task", "isolation", "annotation"); err != nil {
 		return nil, err
 	}
 	list, err := e.all(ctx)
@@ -72,14 +73,14 @@ func (e *Engine) Containers(ctx context.Context, o ListOptions) ([]container.Sum
 	if err != nil {
 		return nil, err
 	}
-	names := e.imageNamer(ctx)
+	names, linked := e.imageNamer(ctx), e.linkNames(list)
 	sums := []container.Summary{}
 	for _, c := range list {
 		if !pick(c) {
 			continue
 		}
 		sum := summary(c, time.Now())
-		sum.Image = names(c.Record)
+		sum.Image, sum.Names = names(c.Record), append(sum.Names, linked[c.ID]...)
 		if o.Size {
 			if sum.SizeRw, sum.SizeRootFs, err = e.containerSize(c.Record); err != nil {
 				return nil, err
@@ -91,6 +92,26 @@ func (e *Engine) Containers(ctx context.Context, o ListOptions) ([]container.Sum
 		}
 	}
 	return sums, nil
+}
+
+// linkNames are the names that legacy links give to their targets: /from/alias.
+func (e *Engine) linkNames(list []one) map[string][]string {
+	names := map[string][]string{}
+	for _, c := range list {
+		for _, l := range c.Host.Links {
+			_, alias, ok := strings.Cut(l, ":")
+			if !ok {
+				alias = linkTarget(l)
+			}
+			if r, err := e.containers.Find(linkTarget(l)); err == nil {
+				names[r.ID] = append(names[r.ID], "/"+c.Name+"/"+path.Base(alias))
+			}
+		}
+	}
+	for _, ns := range names {
+		slices.Sort(ns)
+	}
+	return names
 }
 
 // summary is one row of docker ps.
@@ -223,7 +244,7 @@ func (e *Engine) containerPicker(ctx context.Context, o ListOptions, list []one)
 			!(taskSet && task) &&
 			f.prefix("id", c.ID) &&
 			f.matches("name", c.Name, "/"+c.Name) &&
-			f.labels(c.Config.Labels) &&
+			f.labels(c.Config.Labels) && f.all("annotation", c.Host.Annotations) &&
 			f.exact("status", string(c.st.Status)) &&
 			f.exact("health", string(healthStatus(c.st))) &&
 			exitedWith(f["exited"], c.st) &&

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"math"
 	"net/netip"
 	"slices"
 
@@ -70,6 +71,7 @@ func (e *Engine) InspectNetwork(ctx context.Context, name string) (network.Inspe
 		return n, err
 	}
 	n.Containers = map[string]network.EndpointResource{}
+	var held []netip.Addr
 	for _, c := range list {
 		s := c.st.Networks[n.Name]
 		if s == nil || !isLive(c.st.Status) {
@@ -79,8 +81,63 @@ func (e *Engine) InspectNetwork(ctx context.Context, name string) (network.Inspe
 			Name: c.Name, EndpointID: s.EndpointID, MacAddress: s.MacAddress,
 			IPv4Address: prefixOf(s.IPAddress, s.IPPrefixLen), IPv6Address: prefixOf(s.GlobalIPv6Address, s.GlobalIPv6PrefixLen),
 		}
+		held = append(held, s.IPAddress, s.GlobalIPv6Address)
 	}
+	n.Status = &network.Status{IPAM: network.IPAMStatus{Subnets: subnetStatuses(n.IPAM.Config, held)}}
 	return n, nil
+}
+
+// subnetStatuses counts the addresses of each subnet: held by containers, by the gateway and others that were
+// reserved, and the two (in IPv6 one) that no host has.
+func subnetStatuses(subnets []network.IPAMConfig, held []netip.Addr) network.SubnetStatuses {
+	out := network.SubnetStatuses{}
+	for _, c := range subnets {
+		taken := map[netip.Addr]bool{c.Subnet.Masked().Addr(): true, c.Gateway: true}
+		if c.Subnet.Addr().Is4() {
+			taken[lastOf(c.Subnet)] = true
+		}
+		for _, a := range c.AuxAddress {
+			taken[a] = true
+		}
+		for _, a := range held {
+			taken[a] = true
+		}
+		pool := c.IPRange
+		if !pool.IsValid() {
+			pool = c.Subnet
+		}
+		free := hosts(pool)
+		var st network.SubnetStatus
+		for a := range taken {
+			if c.Subnet.Contains(a) {
+				st.IPsInUse++
+			}
+			if pool.Contains(a) && free > 0 && free < math.MaxUint64 {
+				free--
+			}
+		}
+		st.DynamicIPsAvailable = free
+		out[c.Subnet] = st
+	}
+	return out
+}
+
+// hosts counts the addresses of a prefix, as far as a number holds them.
+func hosts(p netip.Prefix) uint64 {
+	n := p.Addr().BitLen() - p.Bits()
+	if n >= 64 {
+		return math.MaxUint64
+	}
+	return 1 << n
+}
+
+// lastOf is the broadcast address of an IPv4 prefix.
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().As4()
+	for i := p.Bits(); i < 32; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	return netip.AddrFrom4(b)
 }
 
 func prefixOf(a netip.Addr, bits int) netip.Prefix {

@@ -241,6 +241,7 @@ func (m *monitor) announce(r *run) {
 
 // prepare mounts the root and finds out what the spec needs to know of it.
 func (m *monitor) prepare(ctx context.Context, r *run) (o container.SpecOptions, err error) {
+	o.CgroupV2 = linux.CgroupVersion() == 2
 	h := m.rec.Host
 	if err := os.MkdirAll(filepath.Join(m.roots.Root, "seccomp"), 0o700); err != nil {
 		return o, err

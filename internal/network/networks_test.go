@@ -37,6 +37,13 @@ func TestCreateGetListRemove(t *testing.T) {
 			t.Errorf("get %s: %v, %v", ref, got.ID, err)
 		}
 	}
+	// An id is not taken for the name that another network has.
+	other, err := s.Create(ctx, CreateOptions{Name: n.ID})
+	must(t, err)
+	if got, err := s.Get(n.ID); err != nil || got.Name != "app" {
+		t.Errorf("get by an id that is a name, too: %s, %v", got.Name, err)
+	}
+	must(t, s.Remove(ctx, other.ID))
 	all, err := s.List()
 	must(t, err)
 	var names []string

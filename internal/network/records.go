@@ -262,10 +262,27 @@ func (s *Store) getRecord(name string) (*record, error) {
 	return r, nil
 }
 
+// byID finds what has ref as its whole id; nil when nothing has.
+func (s *Store) byID(ref string) (*record, error) {
+	if len(ref) != 64 || strings.Trim(ref, "0123456789abcdef") != "" {
+		return nil, nil
+	}
+	all, err := s.records()
+	for _, r := range all {
+		if r.Network.ID == ref {
+			return r, nil
+		}
+	}
+	return nil, err
+}
+
 // find resolves name, full id or unique id prefix, in Docker's order.
 func (s *Store) find(ctx context.Context, ref string) (*record, error) {
 	if ref == "default" {
 		ref = "bridge"
+	}
+	if r, err := s.byID(ref); r != nil || err != nil {
+		return r, err // the id of a network is not another network's name
 	}
 	if validName(ref) == nil {
 		r, err := s.getRecord(ref)
