@@ -161,6 +161,7 @@ type Result struct {
 	Bases    []Base     // the images that the build stands on or reads
 	Epoch    *time.Time // SOURCE_DATE_EPOCH, if it was set
 	Warnings []string
+	Advice   []Advice // what another order of lines would have saved
 }
 
 // Made is the layer of one step, with its place in the Dockerfile.
@@ -268,5 +269,6 @@ func build(ctx context.Context, o Options, d deps) (_ *Result, err error) {
 	for _, w := range file.Warnings {
 		res.Warnings = append(res.Warnings, w.String())
 	}
+	res.Advice = s.advise()
 	return res, nil
 }

@@ -7,6 +7,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"keg/internal/disk"
 )
@@ -64,23 +65,40 @@ func (s *solver) loadLast() *lastBuild {
 	return s.last
 }
 
-// explain names the first input that differs from the last time.
-func (s *solver) explain(step *step, in *inputs) string {
+// explain names the first input that differs from the last time; diff is all that does, when it was done before.
+func (s *solver) explain(step *step, in *inputs) (reason string, diff *change) {
 	s.mu.Lock()
 	last := s.loadLast()
 	s.mu.Unlock()
 	key, ok := last.find(s.lastStep(step, ""))
 	if !ok {
-		return "never built here"
+		return "never built here", nil
 	}
 	old, ok := s.cache.inputsOf(key)
 	if !ok {
-		return "the record of the last time is gone"
+		return "the record of the last time is gone", nil
 	}
 	if d := Difference(old, in.all()); d != "" {
-		return d
+		c := compare(old, in.all())
+		return d, &c
 	}
-	return "its cached result is gone"
+	return "its cached result is gone", nil
+}
+
+// rerun remembers for advise what a step did again.
+func (s *solver) rerun(step *step, in *inputs, diff *change, took time.Duration) {
+	if diff == nil {
+		return
+	}
+	r := ran{took: took, diff: *diff}
+	for _, i := range in.all() {
+		if i.Kind == kindFile {
+			r.files = append(r.files, i.Name)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reruns[step] = r
 }
 
 // saveLast writes the steps of this build, merged over those of other targets. Nothing

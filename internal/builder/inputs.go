@@ -47,6 +47,7 @@ type Input struct {
 type inputs struct {
 	list    []Input
 	details []func() []Input
+	full    []Input // once all was asked
 }
 
 func (in *inputs) add(kind, name, value string) {
@@ -70,11 +71,13 @@ func (in *inputs) key() string {
 
 // all returns the inputs with the details.
 func (in *inputs) all() []Input {
-	list := in.list
-	for _, d := range in.details {
-		list = append(list[:len(list):len(list)], d()...)
+	if in.full == nil {
+		in.full = in.list[:len(in.list):len(in.list)]
+		for _, d := range in.details {
+			in.full = append(in.full, d()...)
+		}
 	}
-	return list
+	return in.full
 }
 
 // Difference names the first input that differs, in one line; "" when none does.

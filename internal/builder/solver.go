@@ -61,6 +61,7 @@ type solver struct {
 	load   *vertex            // "load build context"
 	last   *lastBuild         // of the time before
 	done   []lastStep
+	reruns map[*step]ran
 
 	opened   map[*stage]*buildContext
 	checkout func() *time.Time // of the context's commit; nil: not a clean checkout
@@ -76,7 +77,7 @@ type result struct {
 
 func newSolver(d deps, p *plan, bc *buildContext) *solver {
 	s := &solver{deps: d, plan: p, context: bc, results: map[*stage]*result{},
-		keys: map[string]*result{}, sealed: map[string]*tree{}}
+		keys: map[string]*result{}, sealed: map[string]*tree{}, reruns: map[*step]ran{}}
 	s.checkout = sync.OnceValue(func() *time.Time {
 		// It is asked for by the first step that copies, whose own context may end before others do.
 		if t, ok := CommitTime(context.Background(), bc.dir); ok {
@@ -220,8 +221,9 @@ func (s *solver) step(ctx context.Context, step *step, below []digest.Digest) (_
 		r.record = []*Record{rec}
 		return rec, s.cache.put(rec, in.all())
 	}
+	var diff *change
 	if reason == "" {
-		reason = s.explain(step, in)
+		reason, diff = s.explain(step, in)
 	}
 	v.reason(reason)
 	rec, err = s.perform(ctx, step, below, key, v)
@@ -229,6 +231,7 @@ func (s *solver) step(ctx context.Context, step *step, below []digest.Digest) (_
 	if err != nil {
 		return nil, err
 	}
+	s.rerun(step, in, diff, rec.Took)
 	r.record = []*Record{rec}
 	return rec, s.cache.put(rec, in.all())
 }

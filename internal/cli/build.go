@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -309,6 +310,7 @@ func (a *app) tellBuild(o *buildFlags, req engine.BuildRequest, res *engine.Buil
 	for _, w := range res.Warnings {
 		fmt.Fprintln(a.err, "WARNING:", w)
 	}
+	a.advise(o, res.Advice)
 	if id != "" && (o.quiet || o.progress == "quiet") {
 		fmt.Fprintln(a.out, id)
 	}
@@ -323,6 +325,23 @@ func (a *app) tellBuild(o *buildFlags, req engine.BuildRequest, res *engine.Buil
 		}
 	}
 	return nil
+}
+
+// muchTime is what an order of lines must have cost to be worth a word that nobody asked for.
+const muchTime = 3 * time.Second
+
+// advise tells what another order of lines would have saved.
+func (a *app) advise(o *buildFlags, all []builder.Advice) {
+	var saved time.Duration
+	for _, x := range all {
+		saved += x.Saved
+	}
+	if !o.explain && (saved < muchTime || o.quiet || o.progress == "quiet") {
+		return
+	}
+	for _, x := range all {
+		fmt.Fprintf(a.err, "\nADVICE: %s\n%s", oneLine(x.Text), x.Excerpt)
+	}
 }
 
 // buildError puts the lines of the Dockerfile that are meant before the sentence.

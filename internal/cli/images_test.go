@@ -267,3 +267,17 @@ func TestBuildCheck(t *testing.T) {
 	f.checked.Strict = true
 	keg(t, f, "build", "--check", dir).want(t, 1, text, failed)
 }
+
+// Advice is given when it was asked for, or when it is worth some seconds.
+func TestBuildAdvises(t *testing.T) {
+	dir := t.TempDir()
+	const text = "\nADVICE: these two lines swapped would have saved 2 s: a changed\n   1 | COPY . .\n"
+	advice := builder.Advice{Saved: 2 * time.Second, Text: "these two lines swapped would have saved 2 s: a changed", Excerpt: "   1 | COPY . .\n"}
+	f := &fake{built: &builder.Result{ConfigID: digest.Digest(someDigest), Advice: []builder.Advice{advice}}}
+	keg(t, f, "build", dir).want(t, 0, "", "")
+	keg(t, f, "build", "--explain", dir).want(t, 0, "", text)
+	f.built.Advice = append(f.built.Advice, advice)
+	keg(t, f, "build", dir).want(t, 0, "", text+text)
+	keg(t, f, "build", "-q", dir).want(t, 0, someDigest+"\n", "")
+	keg(t, f, "build", "-q", "--explain", dir).want(t, 0, someDigest+"\n", text+text)
+}

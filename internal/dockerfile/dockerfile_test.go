@@ -137,3 +137,24 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestCommands(t *testing.T) {
+	for line, want := range map[string]string{
+		"apt-get update && apt-get install -y 'a b' \\\n  c": "apt-get,update / apt-get,install,-y,a b,c",
+		"a > /dev/null 2>&1; b 2>x c &":                      "a / b,c",
+		"set -e\n# note; not run\nx \"y;z\" \"it's\" 'a\"b'": "set,-e / x,y;z,it's,a\"b",
+		"echo $(cat f) | (sort <in)":                         "echo,$ / cat,f / sort",
+		"a ''":                                               "a,",
+		"":                                                   "",
+		"a\\":                                                "a\\",
+		"'open":                                              "open",
+	} {
+		var got []string
+		for _, words := range Commands(line) {
+			got = append(got, strings.Join(words, ","))
+		}
+		if g := strings.Join(got, " / "); g != want {
+			t.Errorf("%q is %q, want %q", line, g, want)
+		}
+	}
+}

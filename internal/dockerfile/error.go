@@ -82,6 +82,18 @@ func (f *File) Excerpt(start, end int) string {
 	return b.String()
 }
 
+// Lines shows some lines of the file, each with its number.
+func (f *File) Lines(numbers ...int) string {
+	lines := strings.Split(string(f.Text), "\n")
+	var b strings.Builder
+	for _, n := range numbers {
+		if n >= 1 && n <= len(lines) {
+			fmt.Fprintf(&b, " %3d | %s\n", n, printable(lines[n-1]))
+		}
+	}
+	return b.String()
+}
+
 // printable is a source line as it may be shown: a Dockerfile is foreign text, it
 // must neither steer the terminal nor fill it.
 func printable(s string) string {

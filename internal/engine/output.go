@@ -123,7 +123,7 @@ func (b *delivery) run(ctx context.Context) (_ *Built, err error) {
 	}
 	out := &Built{Result: b.results[0], Pushed: map[string]digest.Digest{}}
 	for _, r := range b.results[1:] {
-		out.Warnings = append(out.Warnings, r.Warnings...)
+		out.Warnings, out.Advice = append(out.Warnings, r.Warnings...), append(out.Advice, r.Advice...)
 	}
 	if b.image && b.several() {
 		if out.Manifest, err = b.index(ctx); err != nil {
