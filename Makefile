@@ -13,8 +13,13 @@ FUZZTIME ?= 30s
 build: ## bin/keg, static
 	$(GOBUILD) -o bin/keg ./cmd/keg
 
-install: build ## $(PREFIX)/bin/keg
+install: build ## $(PREFIX)/bin/keg, its man pages and the shells' completion
 	install -D -m 0755 bin/keg $(DESTDIR)$(PREFIX)/bin/keg
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man1 docs/man/*.1
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	bin/keg completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/keg
+	bin/keg completion zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_keg
+	bin/keg completion fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/keg.fish
 
 demo: build ## the whole life of an image, with real output
 	@scripts/demo bin/keg

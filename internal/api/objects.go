@@ -65,11 +65,12 @@ func (s *Server) networkCreate(w *reply, r *request) error {
 		return fault.Invalidf("network name cannot be empty")
 	case q.Scope == "swarm" || q.Driver == "overlay" || q.Ingress:
 		return notSwarm(s, w, r)
-	case q.ConfigOnly || q.ConfigFrom != nil && q.ConfigFrom.Network != "":
-		return fault.Unsupportedf("networks that are configurations of others are not supported")
 	}
 	o := net.CreateOptions{Name: q.Name, Driver: q.Driver, Internal: q.Internal, Attachable: q.Attachable, Options: q.Options, Labels: q.Labels,
-		IPv6: q.EnableIPv6 != nil && *q.EnableIPv6}
+		IPv6: q.EnableIPv6 != nil && *q.EnableIPv6, ConfigOnly: q.ConfigOnly}
+	if q.ConfigFrom != nil {
+		o.ConfigFrom = q.ConfigFrom.Network
+	}
 	if q.IPAM != nil {
 		o.IPAM = *q.IPAM
 	}

@@ -46,8 +46,10 @@ type containers interface {
 	Unpause(ctx context.Context, ref string) error
 	Rename(ctx context.Context, ref, name string) error
 	Remove(ctx context.Context, ref string, o engine.RemoveOptions) error
+	Unlink(ctx context.Context, name string) error
 	Wait(ctx context.Context, ref string, c container.WaitCondition) (int, error)
 	Containers(context.Context, engine.ListOptions) ([]container.Summary, error)
+	Outdated(ctx context.Context, list []container.Summary) []engine.Outdated
 	Inspect(ctx context.Context, ref string, size bool) (container.InspectResponse, error)
 	Commit(ctx context.Context, ref string, o engine.CommitOptions) (digest.Digest, error)
 	Export(ctx context.Context, ref string, w io.Writer) error
@@ -70,6 +72,8 @@ type images interface {
 	PushWith(ctx context.Context, ref image.Reference, o engine.PushOptions) (image.Descriptor, error)
 	Images(context.Context, engine.ImageListOptions) ([]dimage.Summary, error)
 	InspectImage(ctx context.Context, ref string) (dimage.InspectResponse, error)
+	OnPlatform(ctx context.Context, ref string, p *image.Platform) error
+	Analyze(ctx context.Context, ref string) (*engine.Analysis, error)
 	History(ctx context.Context, ref string) ([]dimage.HistoryResponseItem, error)
 	Save(ctx context.Context, names []string, w io.Writer, o engine.SaveOptions) error
 	Load(ctx context.Context, r io.Reader, o engine.LoadOptions) ([]engine.Loaded, error)

@@ -93,6 +93,7 @@ func containerCommands() []entry {
 
 func imageCommands() []entry {
 	return []entry{
+		{name: "analyze", short: "Tell why an image is heavy", make: newImageAnalyze},
 		{name: "build", short: "Build an image from a Dockerfile", make: newBuild},
 		{name: "history", short: "Show the history of an image", make: newHistory},
 		{name: "import", short: "Import the contents from a tarball to create a filesystem image", make: newImport},
@@ -105,6 +106,7 @@ func imageCommands() []entry {
 		{name: "rm", short: "Remove one or more images", make: newRmi},
 		{name: "save", short: "Save one or more images to a tar archive (streamed to STDOUT by default)", make: newSave},
 		{name: "tag", short: "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE", make: newTag},
+		{name: "tree", short: "List images with their platforms", make: newImageTree},
 	}
 }
 

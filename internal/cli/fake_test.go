@@ -59,6 +59,8 @@ type fake struct {
 	images     []dimage.Summary
 	imageInfo  map[string]dimage.InspectResponse
 	history    []dimage.HistoryResponseItem
+	analysis   engine.Analysis
+	outdated   []engine.Outdated
 	deleted    []dimage.DeleteResponse
 	build      builder.Options
 	request    engine.BuildRequest
@@ -310,6 +312,14 @@ func (f *fake) InspectImage(_ context.Context, ref string) (dimage.InspectRespon
 
 func (f *fake) History(_ context.Context, ref string) ([]dimage.HistoryResponseItem, error) {
 	return f.history, f.say("history", ref)
+}
+func (f *fake) Outdated(context.Context, []container.Summary) []engine.Outdated { return f.outdated }
+func (f *fake) Unlink(_ context.Context, name string) error                     { return f.say("unlink", name) }
+func (f *fake) OnPlatform(_ context.Context, ref string, p *image.Platform) error {
+	return f.say("platform", ref, image.FormatPlatform(*p))
+}
+func (f *fake) Analyze(_ context.Context, ref string) (*engine.Analysis, error) {
+	return &f.analysis, f.say("analyze", ref)
 }
 func (f *fake) Tag(_ context.Context, src, dst string) error { return f.say("tag", src, dst) }
 

@@ -13,7 +13,7 @@ import (
 
 func newHistory(a *app) *cobra.Command {
 	var human, noTrunc, quiet bool
-	var format string
+	var format, platform string
 	c := &cobra.Command{
 		Use:               "history [OPTIONS] IMAGE",
 		Args:              exactArgs(1),
@@ -21,6 +21,9 @@ func newHistory(a *app) *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			eng, err := a.engine()
 			if err != nil {
+				return err
+			}
+			if err := a.onPlatform(c.Context(), args, platform); err != nil {
 				return err
 			}
 			items, err := eng.History(c.Context(), args[0])
@@ -38,6 +41,7 @@ func newHistory(a *app) *cobra.Command {
 	fs.StringVar(&format, "format", "", formatHelp)
 	fs.BoolVarP(&human, "human", "H", true, "Print sizes and dates in human readable format")
 	fs.BoolVar(&noTrunc, "no-trunc", false, "Don't truncate output")
+	fs.StringVar(&platform, "platform", "", `Show the history of the image for this platform ("os[/arch[/variant]]")`)
 	fs.BoolVarP(&quiet, "quiet", "q", false, "Only show image IDs")
 	return c
 }

@@ -97,7 +97,17 @@ func newContainerInspect(a *app) *cobra.Command {
 }
 
 func newImageInspect(a *app) *cobra.Command {
-	return a.inspectCommand("inspect [OPTIONS] IMAGE [IMAGE...]", findImage(), imageNames, new(bool))
+	c := a.inspectCommand("inspect [OPTIONS] IMAGE [IMAGE...]", findImage(), imageNames, new(bool))
+	var platform string
+	c.Flags().StringVar(&platform, "platform", "", `Inspect the image for this platform ("os[/arch[/variant]]")`)
+	inspect := c.RunE
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if err := a.onPlatform(c.Context(), args, platform); err != nil {
+			return err
+		}
+		return inspect(c, args)
+	}
+	return c
 }
 
 func newVolumeInspect(a *app) *cobra.Command {

@@ -98,6 +98,7 @@ func newStart(a *app) *cobra.Command {
 	fs := c.Flags()
 	fs.BoolVarP(&attach, "attach", "a", false, "Attach STDOUT/STDERR and forward signals")
 	fs.BoolVar(&boot, "boot", false, "Start what should run after a boot, by the restart policies")
+	elsewhere(c, ofExperiments, "checkpoint", "checkpoint-dir")
 	fs.StringVar(&keys, "detach-keys", "", "Override the key sequence for detaching a container")
 	fs.BoolVarP(&stdin, "interactive", "i", false, "Attach container's STDIN")
 	return c
@@ -235,10 +236,14 @@ func newUnpause(a *app) *cobra.Command {
 
 func newRm(a *app) *cobra.Command {
 	var o engine.RemoveOptions
+	var link bool
 	keep := func(s container.Summary) bool { return o.Force || !running(s) }
 	c := a.eachCommand("rm [OPTIONS] CONTAINER [CONTAINER...]", keep, func(ctx context.Context, eng backend, name string) error {
 		if name = strings.Trim(name, "/"); name == "" {
 			return failf("container name cannot be empty")
+		}
+		if link {
+			return eng.Unlink(ctx, name)
 		}
 		err := eng.Remove(ctx, name, o)
 		if o.Force && fault.Is(err, fault.NotFound) {
@@ -248,6 +253,7 @@ func newRm(a *app) *cobra.Command {
 	})
 	fs := c.Flags()
 	fs.BoolVarP(&o.Force, "force", "f", false, "Remove a running container too (uses SIGKILL)")
+	fs.BoolVarP(&link, "link", "l", false, "Remove the specified link")
 	fs.BoolVarP(&o.Volumes, "volumes", "v", false, "Remove anonymous volumes associated with the container")
 	return c
 }

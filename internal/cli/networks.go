@@ -20,12 +20,12 @@ import (
 
 type networkFlags struct {
 	net.CreateOptions
-	labels                     []string
-	subnets, ranges, gateways  []string
-	aux                        map[string]string
-	ipv4                       bool
-	scope, ipamDriver, confSrc string
-	ingress, configOnly        bool
+	labels                    []string
+	subnets, ranges, gateways []string
+	aux                       map[string]string
+	ipv4                      bool
+	scope, ipamDriver         string
+	ingress                   bool
 }
 
 func newNetworkCreate(a *app) *cobra.Command {
@@ -53,11 +53,11 @@ func newNetworkCreate(a *app) *cobra.Command {
 	fs := c.Flags()
 	fs.BoolVar(&o.Attachable, "attachable", false, "Enable manual container attachment")
 	fs.Var(newMap(&o.aux, nil), "aux-address", "Auxiliary IPv4 or IPv6 addresses used by Network driver")
-	fs.BoolVar(&o.configOnly, "config-only", false, "")
-	fs.StringVar(&o.confSrc, "config-from", "", "")
+	fs.StringVar(&o.ConfigFrom, "config-from", "", "The network from which to copy the configuration")
+	fs.BoolVar(&o.ConfigOnly, "config-only", false, "Create a configuration only network")
 	fs.StringVarP(&o.Driver, "driver", "d", "bridge", "Driver to manage the Network")
 	fs.StringSliceVar(&o.gateways, "gateway", nil, "IPv4 or IPv6 Gateway for the master subnet")
-	fs.BoolVar(&o.ingress, "ingress", false, "")
+	fs.BoolVar(&o.ingress, "ingress", false, "Create swarm routing-mesh network")
 	fs.BoolVar(&o.Internal, "internal", false, "Restrict external access to the network")
 	fs.StringSliceVar(&o.ranges, "ip-range", nil, "Allocate container ip from a sub-range")
 	fs.StringVar(&o.ipamDriver, "ipam-driver", "default", "IP Address Management Driver")
@@ -66,23 +66,25 @@ func newNetworkCreate(a *app) *cobra.Command {
 	fs.BoolVar(&o.IPv6, "ipv6", false, "Enable or disable IPv6 address assignment")
 	fs.Var(newList(&o.labels, checkLabel), "label", "Set metadata on a network")
 	fs.VarP(newMap(&o.Options, nil), "opt", "o", "Set driver specific options")
-	fs.StringVar(&o.scope, "scope", "", "")
+	fs.StringVar(&o.scope, "scope", "", `Control the network's scope ("local")`)
 	fs.StringSliceVar(&o.subnets, "subnet", nil, "Subnet in CIDR format that represents a network segment")
-	for _, swarm := range []string{"config-only", "config-from", "ingress", "scope"} {
-		fs.Lookup(swarm).Hidden = true
-	}
 	return c
 }
 
 func (o *networkFlags) options(name string) (net.CreateOptions, error) {
 	switch {
-	case o.ingress, o.configOnly, o.confSrc != "", o.scope != "" && o.scope != "local":
-		return net.CreateOptions{}, errors.New("networks of a swarm are not supported: leave out --ingress, --config-only, --config-from and --scope")
+	case o.ingress, o.scope == "swarm":
+		return net.CreateOptions{}, errors.New(notSwarm)
+	case o.scope != "" && o.scope != "local":
+		return net.CreateOptions{}, fmt.Errorf("invalid --scope %q: want local", o.scope)
 	case !o.ipv4:
 		return net.CreateOptions{}, errors.New("networks without IPv4 are not supported: leave out --ipv4=false")
 	}
 	req := o.CreateOptions
 	req.Name = name
+	if req.ConfigFrom != "" {
+		req.Driver = ""
+	}
 	req.Labels = keyValues(o.labels)
 	req.IPAM.Driver = o.ipamDriver
 	var err error

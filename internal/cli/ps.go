@@ -77,7 +77,15 @@ func (a *app) ps(ctx context.Context, o *psFlags, sizeSaid bool) error {
 	for i := range cs {
 		rows[i] = &containerRow{c: &cs[i], short: !o.noTrunc, now: a.now()}
 	}
-	return writeRows(a.out, listing{containerFormat(format, o.quiet, list.Size), containerHeader()}, rows)
+	if err := writeRows(a.out, listing{containerFormat(format, o.quiet, list.Size), containerHeader()}, rows); err != nil {
+		return err
+	}
+	if !o.quiet && (format == "" || format == "table") {
+		for _, c := range eng.Outdated(ctx, cs) {
+			fmt.Fprintf(a.err, "%s: image updated; recreate to use it (%s was %s, is %s)\n", c.Container, c.Image, shortID(string(c.Was)), shortID(string(c.Now)))
+		}
+	}
+	return nil
 }
 
 // usesSize reports whether the template asks for .Size, which costs a walk over each

@@ -124,7 +124,7 @@ func (o *pullFlags) options() (engine.PullOptions, error) {
 
 func newPush(a *app) *cobra.Command {
 	var quiet, all bool
-	var compression string
+	var compression, platform string
 	c := &cobra.Command{
 		Use:               "push [OPTIONS] NAME[:TAG]",
 		Args:              exactArgs(1),
@@ -140,11 +140,15 @@ func newPush(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := a.onPlatform(c.Context(), args[:1], platform); err != nil {
+				return err
+			}
 			return a.push(c.Context(), ref, compression, quiet)
 		},
 	}
 	fs := c.Flags()
 	fs.BoolVarP(&all, "all-tags", "a", false, "Push all tags of an image to the repository")
+	fs.StringVar(&platform, "platform", "", "Push the image for this platform, or fail")
 	fs.StringVar(&compression, "compression", "", `Compression of layers that were built here ("gzip", "zstd"; default: as last time)`)
 	fs.BoolVarP(&quiet, "quiet", "q", false, "Suppress verbose output")
 	fs.Bool("disable-content-trust", true, "")
@@ -223,19 +227,46 @@ func newTag(a *app) *cobra.Command {
 
 func newRmi(a *app) *cobra.Command {
 	var force, noPrune bool
+	var platforms []string
 	c := &cobra.Command{
 		Use:               "rmi [OPTIONS] IMAGE [IMAGE...]",
 		Args:              minArgs(1),
 		ValidArgsFunction: a.complete(imageNames, 0),
 		RunE: func(c *cobra.Command, args []string) error {
+			for _, p := range platforms {
+				if err := a.onPlatform(c.Context(), args, p); err != nil {
+					return err
+				}
+			}
 			return a.removeImages(c.Context(), args, force)
 		},
 	}
 	fs := c.Flags()
 	fs.BoolVarP(&force, "force", "f", false, "Force removal of the image")
-	fs.BoolVar(&noPrune, "no-prune", false, "")
-	fs.Lookup("no-prune").Hidden = true // there are no untagged parents to delete
+	fs.BoolVar(&noPrune, "no-prune", false, "Do not delete untagged parents (there are none)")
+	fs.StringSliceVar(&platforms, "platform", nil, `Remove only if the image is for this platform ("os[/arch[/variant]]")`)
 	return c
+}
+
+// onPlatform fails for the first image that is for another platform; "" is any.
+func (a *app) onPlatform(ctx context.Context, names []string, platform string) error {
+	if platform == "" {
+		return nil
+	}
+	p, err := platformOf(platform)
+	if err != nil {
+		return err
+	}
+	eng, err := a.engine()
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if err := eng.OnPlatform(ctx, n, p); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (a *app) removeImages(ctx context.Context, names []string, force bool) error {

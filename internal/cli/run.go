@@ -37,6 +37,7 @@ func newRun(a *app) *cobra.Command {
 	}
 	fs := c.Flags()
 	o.bind(fs, "running")
+	elsewhere(c, ofWindows, onlyWindows()...)
 	fs.BoolVarP(&o.detach, "detach", "d", false, "Run container in background and print container ID")
 	fs.StringVar(&o.detachKeys, "detach-keys", "", "Override the key sequence for detaching a container")
 	fs.BoolVar(&o.sigProxy, "sig-proxy", true, "Proxy received signals to the process")
@@ -59,6 +60,7 @@ func newCreate(a *app) *cobra.Command {
 		},
 	}
 	o.bind(c.Flags(), "creating")
+	elsewhere(c, ofWindows, onlyWindows()...)
 	a.completeFlags(c)
 	return c
 }

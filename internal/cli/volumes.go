@@ -47,11 +47,13 @@ func newVolumeCreate(a *app) *cobra.Command {
 	fs.StringVar(&name, "name", "", "")
 	fs.Lookup("name").Hidden = true
 	fs.VarP(newMap(&o.Options, nil), "opt", "o", "Set driver specific options")
+	elsewhere(c, ofSwarm, "availability", "group", "limit-bytes", "required-bytes", "scope", "secret", "sharing",
+		"topology-preferred", "topology-required", "type")
 	return c
 }
 
 func newVolumeLs(a *app) *cobra.Command {
-	var quiet bool
+	var quiet, cluster bool
 	var format string
 	var filter filterValue
 	c := &cobra.Command{
@@ -70,6 +72,9 @@ func newVolumeLs(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if cluster {
+				vs = nil // those of a swarm
+			}
 			slices.SortFunc(vs, func(x, y volume.Volume) int { return compareNatural(x.Name, y.Name) })
 			rows := make([]*volumeRow, len(vs))
 			for i := range vs {
@@ -79,6 +84,8 @@ func newVolumeLs(a *app) *cobra.Command {
 		},
 	}
 	fs := c.Flags()
+	fs.BoolVar(&cluster, "cluster", false, "Display only cluster volumes")
+	fs.Lookup("cluster").Hidden = true
 	fs.VarP(&filter, "filter", "f", `Provide filter values (e.g. "dangling=true")`)
 	fs.StringVar(&format, "format", "", formatHelp)
 	fs.BoolVarP(&quiet, "quiet", "q", false, "Only display volume names")

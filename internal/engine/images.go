@@ -197,6 +197,22 @@ func (e *Engine) InspectImage(ctx context.Context, ref string) (dimage.InspectRe
 	return res, nil
 }
 
+// OnPlatform is an error unless the image is for the platform; nil is any.
+func (e *Engine) OnPlatform(ctx context.Context, ref string, p *image.Platform) error {
+	if p == nil {
+		return nil
+	}
+	f, err := e.lookup(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if !image.Matches(*p, f.Platform) {
+		return fault.NotFoundf("image with reference %s was found but its platform (%s) does not match the specified platform (%s)",
+			ref, image.FormatPlatform(f.Platform), image.FormatPlatform(*p))
+	}
+	return nil
+}
+
 func lastTagged(names []store.Named) (t time.Time) {
 	for _, n := range names {
 		if n.Ref.Tag != "" && n.Updated.After(t) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -269,6 +271,35 @@ func (e *Engine) Remove(ctx context.Context, ref string, o RemoveOptions) error 
 	}
 	defer lock.Close()
 	return e.erase(ctx, r, o.Volumes)
+}
+
+// Unlink removes a legacy link, named by the container that has it and the alias: "web/db".
+func (e *Engine) Unlink(ctx context.Context, name string) error {
+	consumer, alias, ok := strings.Cut(strings.Trim(name, "/"), "/")
+	if !ok {
+		return fault.Conflictf("Conflict, cannot remove the default link name of the container")
+	}
+	r, _, err := e.view(ctx, consumer)
+	if err != nil {
+		return fault.NotFoundf("Cannot get parent /%s for name /%s", consumer, strings.Trim(name, "/"))
+	}
+	return e.containers.Edit(r.ID, func(r *ctr.Record) error {
+		n := len(r.Host.Links)
+		r.Host.Links = slices.DeleteFunc(r.Host.Links, func(l string) bool { return linkAlias(l) == alias })
+		if len(r.Host.Links) == n {
+			return fault.NotFoundf("Could not get container for /%s", strings.Trim(name, "/"))
+		}
+		return nil
+	})
+}
+
+// linkAlias is the name by which a link ("container" or "container:alias") is known inside.
+func linkAlias(l string) string {
+	to, alias, ok := strings.Cut(l, ":")
+	if !ok {
+		alias = to
+	}
+	return strings.TrimPrefix(alias[strings.LastIndexByte(alias, '/')+1:], "/")
 }
 
 func refuseRemoval(r *ctr.Record, st *ctr.State) error {

@@ -184,6 +184,31 @@ func (e *Engine) imageNamer(ctx context.Context) func(*ctr.Record) string {
 	}
 }
 
+// Outdated is a container whose image's name has been given to another image since.
+type Outdated struct {
+	Container, Image string // names
+	Was, Now         digest.Digest
+}
+
+// Outdated finds those among containers that Containers has listed. A name that is gone is none.
+func (e *Engine) Outdated(ctx context.Context, list []container.Summary) (old []Outdated) {
+	for _, c := range list {
+		if c.Image != c.ImageID {
+			continue // the name still leads to its image
+		}
+		r, err := e.containers.Get(c.ID)
+		if err != nil {
+			continue
+		}
+		f, err := e.lookup(ctx, r.Config.Image)
+		if err != nil || f.ID == r.ImageID {
+			continue
+		}
+		old = append(old, Outdated{r.Name, r.Config.Image, r.ImageID, f.ID})
+	}
+	return old
+}
+
 // containerSize is the size of what the container wrote, and of that with its image.
 func (e *Engine) containerSize(r *ctr.Record) (rw, root int64, err error) {
 	if rw, err = e.snapshots.Usage(r.ID); err != nil {

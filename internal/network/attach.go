@@ -96,6 +96,9 @@ func (a *Attachment) resolve(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if err := rec.notUsable(); err != nil {
+			return err
+		}
 		if rec.Network.Driver != "bridge" {
 			return fault.Invalidf("container cannot be connected to network %s: it has no endpoints (driver %q)", rec.Network.Name, rec.Network.Driver)
 		}

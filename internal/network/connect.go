@@ -24,6 +24,9 @@ func (a *Attachment) connect(ctx context.Context, e Endpoint) (_ *network.Endpoi
 	if err != nil {
 		return nil, err
 	}
+	if err := rec.notUsable(); err != nil {
+		return nil, err
+	}
 	if rec.Network.Driver != "bridge" {
 		return nil, fault.Deniedf("container cannot be connected to network %s: it has no endpoints (driver %q)", rec.Network.Name, rec.Network.Driver)
 	}

@@ -57,6 +57,11 @@ type CreateOptions struct {
 	Internal, IPv6, Attachable bool
 	IPAM                       network.IPAM
 	Options, Labels            map[string]string
+
+	// ConfigOnly makes a network that only holds settings for others; ConfigFrom names one, whose
+	// settings this network takes instead of its own.
+	ConfigOnly bool
+	ConfigFrom string
 }
 
 // Endpoint asks for a place on one network.

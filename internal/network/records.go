@@ -102,6 +102,18 @@ func (s *Store) create(ctx context.Context, o CreateOptions) (Network, error) {
 				r.Network.ID, r.Link, other.Network.ID, other.Link)
 		}
 	}
+	if o.ConfigFrom != "" {
+		from, err := configNetwork(all, o.ConfigFrom)
+		if err != nil {
+			return Network{}, err
+		}
+		r.configure(from)
+		o.IPAM.Config = from.IPAM.Config
+	}
+	if o.ConfigOnly {
+		r.Network.IPAM.Config = o.IPAM.Config
+		return r.inspect(nil), s.putRecord(r)
+	}
 	if err := r.giveSubnets(o.IPAM.Config, all); err != nil {
 		return Network{}, err
 	}
@@ -115,12 +127,24 @@ func newRecord(o CreateOptions) (*record, error) {
 	if err := validName(o.Name); err != nil {
 		return nil, err
 	}
-	if o.Driver == "" {
+	switch {
+	case o.ConfigOnly && o.ConfigFrom != "":
+		return nil, fault.Deniedf("a configuration network cannot depend on another configuration network")
+	case o.ConfigFrom != "" && (len(o.IPAM.Config)+len(o.Options)+len(o.Labels) > 0 || o.IPv6 || o.Internal):
+		return nil, fault.Deniedf("user specified configurations are not supported if the network depends on a configuration network")
+	case o.ConfigOnly:
+		o.Driver = "null" // it is never brought up
+	case o.Driver == "":
 		o.Driver = "bridge"
 	}
 	switch o.Driver {
 	case "bridge":
-	case "host", "null":
+	case "null":
+		if o.ConfigOnly {
+			break
+		}
+		fallthrough
+	case "host":
 		return nil, fault.Deniedf("only one instance of %q network is allowed", o.Driver)
 	default:
 		return nil, fault.NotFoundf("could not find plugin %s in v1 plugin registry: plugin not found; keg has the drivers bridge, host and null", o.Driver)
@@ -139,6 +163,7 @@ func newRecord(o CreateOptions) (*record, error) {
 		EnableIPv4: true, EnableIPv6: o.IPv6, Internal: o.Internal, Attachable: o.Attachable,
 		IPAM:    network.IPAM{Driver: "default", Options: o.IPAM.Options},
 		Options: maps.Clone(o.Options), Labels: maps.Clone(o.Labels),
+		ConfigOnly: o.ConfigOnly, ConfigFrom: network.ConfigReference{Network: o.ConfigFrom},
 	}}
 	if r.Network.Options == nil {
 		r.Network.Options = map[string]string{}
@@ -146,8 +171,39 @@ func newRecord(o CreateOptions) (*record, error) {
 	if r.Network.Labels == nil {
 		r.Network.Labels = map[string]string{}
 	}
-	r.Link = cmp.Or(r.Network.Options[optBridge], "br-"+r.Network.ID[:12])
+	if !o.ConfigOnly {
+		r.Link = cmp.Or(r.Network.Options[optBridge], "br-"+r.Network.ID[:12])
+	}
 	return r, nil
+}
+
+// configNetwork finds the configuration network that another one depends on.
+func configNetwork(all []*record, name string) (*network.Network, error) {
+	i := slices.IndexFunc(all, func(r *record) bool { return r.Network.Name == name || r.Network.ID == name })
+	switch {
+	case i < 0:
+		return nil, fault.NotFoundf("configuration network %q does not exist", name)
+	case !all[i].Network.ConfigOnly:
+		return nil, fault.Deniedf("network %q is not a configuration network", name)
+	}
+	return &all[i].Network, nil
+}
+
+// configure takes over the settings of a configuration network.
+func (r *record) configure(from *network.Network) {
+	n := &r.Network
+	n.ConfigFrom.Network = from.Name
+	n.EnableIPv6, n.Internal, n.IPAM.Options = from.EnableIPv6, from.Internal, from.IPAM.Options
+	n.Options, n.Labels = maps.Clone(from.Options), maps.Clone(from.Labels)
+	r.Link = cmp.Or(n.Options[optBridge], r.Link)
+}
+
+// notUsable refuses a network that is only the configuration of others.
+func (r *record) notUsable() error {
+	if r.Network.ConfigOnly {
+		return fault.Deniedf("cannot create endpoint on configuration-only network %s", r.Network.Name)
+	}
+	return nil
 }
 
 // validName keeps what would not be one plain file name, or not one word, out of the records.
@@ -203,6 +259,9 @@ func validateOptions(o map[string]string) error {
 func (r *record) giveSubnets(asked []network.IPAMConfig, others []*record) error {
 	var taken []netip.Prefix
 	for _, o := range others {
+		if o.Network.ConfigOnly {
+			continue // it stands on no link
+		}
 		for _, c := range o.Network.IPAM.Config {
 			taken = append(taken, c.Subnet)
 		}
@@ -455,12 +514,32 @@ func (s *Store) remove(ctx context.Context, name string) error {
 	return s.wait(ctx, func(last bool) (bool, error) { return s.tryRemove(ctx, r, last) })
 }
 
+// dependents refuses to remove a configuration that other networks name.
+func (s *Store) dependents(r *record) error {
+	if !r.Network.ConfigOnly {
+		return nil
+	}
+	all, err := s.records()
+	if err != nil {
+		return err
+	}
+	for _, o := range all {
+		if o.Network.ConfigFrom.Network == r.Network.Name {
+			return fault.Deniedf("configuration network %q is in use by network %s", r.Network.Name, o.Network.Name)
+		}
+	}
+	return nil
+}
+
 func (s *Store) tryRemove(ctx context.Context, r *record, last bool) (bool, error) {
 	l, err := s.lock(ctx)
 	if err != nil {
 		return false, err
 	}
 	defer l.Unlock()
+	if err := s.dependents(r); err != nil {
+		return false, err
+	}
 	leases, err := s.reapLeases(r.Network.Name)
 	if err != nil {
 		return false, err

@@ -200,3 +200,17 @@ func (s *Store) names() ([]string, error) {
 	}
 	return slices.Clip(names), nil
 }
+
+// Open opens the files of the topmost layer of stack for reading, as overlayfs keeps them: what the
+// layer deletes is a mark (layer.Entry.Whiteout), a directory that hides what is below it has the
+// attribute that Opaque names.
+func (s *Store) Open(stack []digest.Digest) (*os.File, error) {
+	name, _, err := s.top(stack)
+	if err != nil {
+		return nil, err
+	}
+	return openRoot(s.layers(name) + "/diff")
+}
+
+// Opaque is the extended attribute of a directory that hides what layers below have in it.
+func (s *Store) Opaque() string { return layer.OpaqueXattr(s.opt.UserXattr) }
