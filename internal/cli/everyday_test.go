@@ -113,7 +113,7 @@ func TestSystemInstall(t *testing.T) {
 	if r := kegWith(t, &fake{}, "", nil, "--root", "/a", "--run-root", "/b", "system", "install", "--prefix", dir); r.code != 0 {
 		t.Fatalf("%+v", r)
 	}
-	b, err := os.ReadFile(filepath.Join(dir, "etc/systemd/system/multi-user.target.wants", unitName))
+	b, err := os.ReadFile(filepath.Join(dir, "etc/systemd/system/multi-user.target.wants", "keg-boot.service"))
 	if err != nil || !strings.Contains(string(b), " --root /a --run-root /b start --boot\n") {
 		t.Errorf("%v\n%s", err, b)
 	}
@@ -123,7 +123,7 @@ func TestSystemInstall(t *testing.T) {
 	if r := keg(t, &fake{}, "system", "install", "--prefix", dir, "--remove"); r.code != 0 {
 		t.Errorf("%+v", r)
 	}
-	if _, err := os.Lstat(filepath.Join(dir, "etc/systemd/system", unitName)); !os.IsNotExist(err) {
+	if _, err := os.Lstat(filepath.Join(dir, "etc/systemd/system", "keg-boot.service")); !os.IsNotExist(err) {
 		t.Error(err)
 	}
 	if r := kegWith(t, &fake{}, "", nil, "--root", "/a b", "system", "install", "--print"); r.code != 1 || !strings.Contains(r.err, `"/a b" cannot be written into a unit`) {

@@ -1,4 +1,4 @@
-// keg system install: what makes containers start after a boot.
+// keg system install: what makes containers start after a boot, and the API answer when somebody calls.
 
 package cli
 
@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"text/template"
 
@@ -16,9 +17,14 @@ import (
 	"keg/internal/fault"
 )
 
-// unitText is the service that starts, once after a boot, what should run. The containers'
-// monitors outlive it: they are ended by the shutdown, or by keg, never by "systemctl stop".
-const unitText = `[Unit]
+// unit is one file for systemd and what pulls it in.
+type unit struct{ name, wantedBy, text string }
+
+// unitFiles: the service that starts, once after a boot, what should run, and the API on a socket, whose server comes with
+// the first call. The containers' monitors outlive both: they are ended by the shutdown, or by keg, never by
+// "systemctl stop".
+var unitFiles = []unit{
+	{"keg-boot.service", "multi-user.target", `[Unit]
 Description=Start the containers of keg that should run after a boot
 After=network-online.target local-fs.target firewalld.service nftables.service ufw.service
 Wants=network-online.target
@@ -34,67 +40,127 @@ TasksMax=infinity
 
 [Install]
 WantedBy=multi-user.target
-`
+`},
+	{"keg.socket", "sockets.target", `[Unit]
+Description=The Docker Engine API of keg
 
-const unitName = "keg-boot.service"
+[Socket]
+ListenStream={{.Run}}/keg.sock
+SocketMode=0660
+SocketUser=root
+SocketGroup={{.Group}}
+
+[Install]
+WantedBy=sockets.target
+`},
+	{"keg.service", "", `[Unit]
+Description=Answer the Docker Engine API over keg
+Requires=keg.socket
+After=keg.socket network-online.target
+Wants=network-online.target
+RequiresMountsFor={{.Root}}
+
+[Service]
+ExecStart={{.Binary}} --root {{.Root}} --run-root {{.Run}} serve -H fd://
+KillMode=process
+Delegate=yes
+TasksMax=infinity
+LimitNOFILE=1048576
+
+[Install]
+Also=keg.socket
+`},
+}
 
 type installFlags struct {
-	prefix string
-	print  bool
-	remove bool
+	prefix, group string
+	print, remove bool
 }
 
 func newSystemInstall(a *app) *cobra.Command {
 	var o installFlags
 	c := &cobra.Command{
-		Use:  "install [OPTIONS]",
-		Long: "Install a systemd unit that starts, after a boot, the containers whose restart policy asks for it",
+		Use: "install [OPTIONS]",
+		Long: "Install systemd units: one starts, after a boot, the containers whose restart policy asks for it;\n" +
+			"a socket answers the Docker Engine API, by a server that starts with the first call",
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return a.install(o) },
 	}
 	fs := c.Flags()
 	fs.StringVar(&o.prefix, "prefix", "/", "Install below this directory; systemd is told only of /")
-	fs.BoolVar(&o.print, "print", false, "Print the unit and install nothing")
+	fs.StringVarP(&o.group, "group", "G", "root", "Group that may use the API's socket (its members are root on this machine)")
+	fs.BoolVar(&o.print, "print", false, "Print the units and install nothing")
 	fs.BoolVar(&o.remove, "remove", false, "Remove what was installed")
 	return c
 }
 
 func (a *app) install(o installFlags) error {
-	unit, err := a.unit()
+	texts, err := a.units(o.group)
 	if err != nil {
 		return err
 	}
-	if o.print {
-		_, err := a.out.Write(unit)
-		return err
-	}
 	dir := filepath.Join(o.prefix, "etc/systemd/system")
-	file := filepath.Join(dir, unitName)
-	wanted := filepath.Join(dir, "multi-user.target.wants", unitName)
-	if o.remove {
-		for _, f := range []string{wanted, file} {
-			if err := os.Remove(f); err != nil && !os.IsNotExist(err) {
-				return fault.As(fault.Denied, err)
-			}
+	for i, u := range unitFiles {
+		if o.print {
+			fmt.Fprintf(a.out, "# %s\n%s", u.name, texts[i])
+			continue
 		}
-		fmt.Fprintln(a.out, "Removed", file)
-		return a.reloadSystemd(o.prefix)
+		file, wanted := filepath.Join(dir, u.name), ""
+		if u.wantedBy != "" {
+			wanted = filepath.Join(dir, u.wantedBy+".wants", u.name)
+		}
+		if o.remove {
+			err = removeUnit(file, wanted)
+		} else {
+			err = writeUnit(file, wanted, texts[i])
+		}
+		if err != nil {
+			return fault.As(fault.Denied, err)
+		}
+		fmt.Fprintln(a.out, map[bool]string{true: "Removed", false: "Installed"}[o.remove], file)
 	}
-	if err := os.MkdirAll(filepath.Dir(wanted), 0o755); err != nil {
-		return fault.As(fault.Denied, err)
+	if o.print {
+		return nil
 	}
-	if err := os.WriteFile(file, unit, 0o644); err != nil {
-		return fault.As(fault.Denied, err)
-	}
-	if err := os.Symlink(filepath.Join("..", unitName), wanted); err != nil && !os.IsExist(err) {
-		return fault.As(fault.Denied, err)
-	}
-	fmt.Fprintln(a.out, "Installed", file)
 	return a.reloadSystemd(o.prefix)
 }
 
-// unit fills in this binary and this engine's directories.
-func (a *app) unit() ([]byte, error) {
+func removeUnit(file, wanted string) error {
+	for _, f := range []string{wanted, file} {
+		if f == "" {
+			continue
+		}
+		if err := os.Remove(f); err != nil && !os.IsNotExist(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeUnit(file, wanted string, text []byte) error {
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(file, text, 0o644); err != nil {
+		return err
+	}
+	if wanted == "" {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(wanted), 0o755); err != nil {
+		return err
+	}
+	if err := os.Symlink(filepath.Join("..", filepath.Base(file)), wanted); err != nil && !os.IsExist(err) {
+		return err
+	}
+	return nil
+}
+
+// groupName is what useradd(8) takes for a name, or a number.
+var groupName = regexp.MustCompile(`^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,9})$`)
+
+// units fills in this binary, this engine's directories and the socket's group.
+func (a *app) units(group string) (texts [][]byte, err error) {
 	root, run, err := a.roots()
 	if err != nil {
 		return nil, err
@@ -108,13 +174,21 @@ func (a *app) unit() ([]byte, error) {
 			return nil, failf("%q cannot be written into a unit: it has blanks, quotes or other characters that systemd reads differently", p)
 		}
 	}
-	t, err := template.New(unitName).Parse(unitText)
-	if err != nil {
-		return nil, err
+	if !groupName.MatchString(group) {
+		return nil, failf("%q is not the name of a group", group)
 	}
-	var b bytes.Buffer
-	err = t.Execute(&b, map[string]string{"Binary": self, "Root": root, "Run": run})
-	return b.Bytes(), err
+	for _, u := range unitFiles {
+		t, err := template.New(u.name).Parse(u.text)
+		if err != nil {
+			return nil, err
+		}
+		var b bytes.Buffer
+		if err := t.Execute(&b, map[string]string{"Binary": self, "Root": root, "Run": run, "Group": group}); err != nil {
+			return nil, err
+		}
+		texts = append(texts, b.Bytes())
+	}
+	return texts, nil
 }
 
 // reloadSystemd makes a systemd that runs here read its units again.
