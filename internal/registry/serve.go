@@ -11,6 +11,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -23,6 +24,9 @@ const (
 	headerTime  = 10 * time.Second
 	idleTime    = 2 * time.Minute
 	goodbyeTime = 10 * time.Second
+
+	// slowest is the rate in bytes a second below which a reader is cut off.
+	slowest = 16 << 10
 )
 
 // Serve answers on l until ctx ends, then lets running requests finish for a while. A handler of
@@ -110,38 +114,75 @@ func (l *accessLog) request(r *request, c *counted, received int64, began time.T
 // countedBody counts what a client sent.
 type countedBody struct {
 	io.ReadCloser
-	n int64
+	n     int64
+	ended bool
 }
 
 func (c *countedBody) Read(p []byte) (int, error) {
 	n, err := c.ReadCloser.Read(p)
 	c.n += int64(n)
+	c.ended = c.ended || err != nil
 	return n, err
 }
 
-// counted is a ResponseWriter that knows its status and length; sendfile still works.
+// counted is a ResponseWriter that knows its status and length, and has deadlines; sendfile still works.
 type counted struct {
 	http.ResponseWriter
 	status int
 	n      int64
+	body   *countedBody // nil: there is none
 }
 
 func (c *counted) Unwrap() http.ResponseWriter { return c.ResponseWriter }
 
+// begin gives the client time to send a body: little where it has no business in the request.
+func (c *counted) begin(r *http.Request, body *countedBody) {
+	if r.ContentLength == 0 {
+		return // a deadline would end the request's context: net/http reads ahead already
+	}
+	c.body = body
+	wait := bodyStall
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodDelete:
+		wait = leftoverWait
+	}
+	http.NewResponseController(c.ResponseWriter).SetReadDeadline(time.Now().Add(wait))
+}
+
+// answer comes before the first byte of an answer: it has to be read at some rate, and what the
+// client may still be sending is not waited for.
+func (c *counted) answer() {
+	rc := http.NewResponseController(c.ResponseWriter)
+	size, _ := strconv.ParseInt(c.Header().Get("Content-Length"), 10, 64)
+	rc.SetWriteDeadline(time.Now().Add(bodyStall + time.Duration(size/slowest)*time.Second))
+	if c.body != nil && !c.body.ended {
+		rc.SetReadDeadline(time.Now().Add(leftoverWait))
+	}
+}
+
 func (c *counted) WriteHeader(status int) {
 	if c.status == 0 {
 		c.status = status
+		c.answer()
 	}
 	c.ResponseWriter.WriteHeader(status)
 }
 
 func (c *counted) Write(p []byte) (int, error) {
+	if c.status == 0 {
+		c.status = http.StatusOK
+		c.answer()
+	}
 	n, err := c.ResponseWriter.Write(p)
 	c.n += int64(n)
 	return n, err
 }
 
 func (c *counted) ReadFrom(r io.Reader) (int64, error) {
+	if c.status == 0 {
+		c.status = http.StatusOK
+		c.answer()
+	}
 	n, err := io.Copy(c.ResponseWriter, r)
 	c.n += n
 	return n, err

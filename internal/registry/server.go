@@ -122,6 +122,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	c := &counted{ResponseWriter: w}
 	body := &countedBody{ReadCloser: r.Body}
+	c.begin(r, body)
+	// A copy: net/http has to know its own body again, or it invites and reads one that was refused.
+	r = r.WithContext(r.Context())
 	r.Body = body
 	req := &request{Request: r, w: c}
 	s.metrics.inFlight.Add(1)
@@ -132,6 +135,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 			fmt.Fprintf(s.log, "panic %q\n", fmt.Sprint(p))
 			s.fail(req, apiError{http.StatusInternalServerError, "UNKNOWN", "internal error", nil})
+		}
+		if c.status == 0 { // 200 without a body
+			c.WriteHeader(http.StatusOK)
 		}
 		s.metrics.inFlight.Add(-1)
 		s.metrics.sent.Add(c.n)
@@ -291,9 +297,14 @@ func writeJSON(r *request, mediaType string, v any) error {
 	return nil
 }
 
-// bodyStall is how long a client may send nothing, or read nothing, in the middle of a
-// blob.
-const bodyStall = time.Minute
+const (
+	// bodyStall is how long a client may send nothing, or read nothing, in the middle of a
+	// blob.
+	bodyStall = time.Minute
+	// leftoverWait is how long the rest of a body is waited for that nobody wants: net/http reads some
+	// of it before it sends an answer, so that the client is not cut off in the middle of a word.
+	leftoverWait = 2 * time.Second
+)
 
 // steady is a request body whose deadline moves on with each read.
 type steady struct {

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -21,9 +20,6 @@ func (r *request) digest() (digest.Digest, error) {
 	}
 	return d, nil
 }
-
-// slowest is the rate in bytes a second below which a reader is cut off.
-const slowest = 16 << 10
 
 // getBlob leaves Range and the conditional headers to net/http: the digest is the ETag.
 func (s *server) getBlob(r *request) error {
@@ -50,8 +46,6 @@ func (s *server) getBlob(r *request) error {
 		return notFoundAs(err, errBlobUnknown(d).(apiError))
 	}
 	defer blob.Close()
-	limit := bodyStall + time.Duration(size/slowest)*time.Second
-	http.NewResponseController(r.w).SetWriteDeadline(time.Now().Add(limit))
 	http.ServeContent(r.w, r.Request, "", time.Time{}, blob)
 	return nil
 }
@@ -68,12 +62,12 @@ func (s *server) deleteBlob(r *request) error {
 	return nil
 }
 
-// drained reads what a client still sends, within reason, so that it sees our answer
-// instead of a reset connection.
-func drained(body io.Reader) error {
-	n, err := io.Copy(io.Discard, io.LimitReader(body, 1<<20))
-	if err == nil && n == 1<<20 {
-		return errors.New("body goes on")
+// drain reads what a client still sends, within reason, so that it sees our answer instead of a
+// reset connection.
+func (r *request) drain() {
+	if r.Header.Get("Expect") != "" {
+		return // it has not been invited to send
 	}
-	return err
+	http.NewResponseController(r.w).SetReadDeadline(time.Now().Add(leftoverWait))
+	io.Copy(io.Discard, io.LimitReader(r.Body, 1<<20))
 }

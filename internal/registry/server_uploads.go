@@ -150,7 +150,7 @@ func (s *server) patchUpload(r *request) error {
 		return err
 	}
 	if fault.Is(err, fault.Invalid) {
-		drained(r.Body)
+		r.drain()
 		r.uploadAt(r.arg, size)
 		return rangeError(err)
 	}
@@ -219,7 +219,7 @@ func (s *server) finish(r *request, id string, at int64) error {
 	case fault.Is(err, fault.Invalid):
 		return apiError{http.StatusBadRequest, "DIGEST_INVALID", "provided digest did not match uploaded content", map[string]string{"reason": err.Error()}}
 	case fault.Is(err, fault.Conflict):
-		drained(r.Body)
+		r.drain()
 		return rangeError(err)
 	case err != nil:
 		return notFoundAs(brokenBody(r, err), errUploadUnknown)
@@ -248,7 +248,7 @@ func (s *server) bounded(r *request, id string) (body io.Reader, full func() err
 	cut := &cutBody{r: body, left: left - have, err: s.quotaError(tight, have+max(0, r.ContentLength))}
 	return cut, func() error {
 		if cut.hit {
-			drained(r.Body)
+			r.drain()
 			return cut.err
 		}
 		return nil
