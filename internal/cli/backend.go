@@ -74,6 +74,7 @@ type images interface {
 	InspectImage(ctx context.Context, ref string) (dimage.InspectResponse, error)
 	OnPlatform(ctx context.Context, ref string, p *image.Platform) error
 	Analyze(ctx context.Context, ref string) (*engine.Analysis, error)
+	InspectRemote(ctx context.Context, ref image.Reference, p *image.Platform) (dimage.InspectResponse, error)
 	History(ctx context.Context, ref string) ([]dimage.HistoryResponseItem, error)
 	Save(ctx context.Context, names []string, w io.Writer, o engine.SaveOptions) error
 	Load(ctx context.Context, r io.Reader, o engine.LoadOptions) ([]engine.Loaded, error)

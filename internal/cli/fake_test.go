@@ -310,6 +310,14 @@ func (f *fake) InspectImage(_ context.Context, ref string) (dimage.InspectRespon
 	return r, nil
 }
 
+func (f *fake) InspectRemote(_ context.Context, ref image.Reference, p *image.Platform) (dimage.InspectResponse, error) {
+	what := "any"
+	if p != nil {
+		what = image.FormatPlatform(*p)
+	}
+	return dimage.InspectResponse{ID: "remote", Os: what}, f.say("inspect", "remote", ref.String())
+}
+
 func (f *fake) History(_ context.Context, ref string) ([]dimage.HistoryResponseItem, error) {
 	return f.history, f.say("history", ref)
 }

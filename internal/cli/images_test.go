@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -211,6 +212,37 @@ func TestPullProgressOnATerminal(t *testing.T) {
 	}
 }
 
+// Bytes, rate and the time that is left; what an earlier download left does not count as fast.
+func TestPullProgressTellsRateAndTime(t *testing.T) {
+	var out strings.Builder
+	now := fixedNow
+	p := &progress{w: &out, tty: true, width: 100, now: func() time.Time { return now }, lines: map[string]int{}, last: map[string]drawn{}}
+	step := func(status string, after time.Duration, at int64) string {
+		now = now.Add(after)
+		out.Reset()
+		p.event(engine.PullEvent{ID: "a", Status: status, Current: at, Total: 100e6})
+		_, text, _ := strings.Cut(out.String(), "]")
+		return strings.TrimSuffix(strings.TrimSuffix(text, "\n"), "\x1b[1B\r")
+	}
+	for _, s := range []struct {
+		after time.Duration
+		at    int64
+		want  string
+	}{
+		{0, 20e6, "  20MB/100MB"},
+		{time.Second, 30e6, "  30MB/100MB  10MB/s  7s left"},
+		{time.Second, 60e6, "  60MB/100MB  20MB/s  2s left"},
+		{2 * time.Second, 100e6, "  100MB/100MB  20MB/s"},
+	} {
+		if got := step("Downloading", s.after, s.at); got != s.want {
+			t.Errorf("%q, not %q", got, s.want)
+		}
+	}
+	if got := step("Pushing", time.Second, 50e6); got != "  50MB/100MB" {
+		t.Errorf("another act begins anew: %q", got)
+	}
+}
+
 func TestLogin(t *testing.T) {
 	f := &fake{}
 	kegWith(t, f, "s3cret\n", nil, "login", "-u", "me", "--password-stdin", "localhost:5000").want(t, 0, "Login Succeeded\n", "")
@@ -234,6 +266,16 @@ func TestLogin(t *testing.T) {
 	keg(t, f, "logout", "localhost:5000").want(t, 0, "Removing login credentials for localhost:5000\n", "")
 	keg(t, &fake{err: fault.Errorf(fault.NotModified, "Not logged in to x")}, "logout", "x").want(t, 0, "Removing login credentials for x\n", "")
 	keg(t, f, "logout").want(t, 0, "Removing login credentials for https://index.docker.io/v1/\n", "")
+}
+
+func TestImageInspectRemote(t *testing.T) {
+	f := &fake{}
+	keg(t, f, "image", "inspect", "--remote", "-f", "{{.Id}} {{.Os}}", "nginx:1").want(t, 0, "remote any\n", "")
+	keg(t, f, "image", "inspect", "--remote", "--platform", "linux/arm64", "-f", "{{.Os}}", "localhost:5000/x").want(t, 0, "linux/arm64\n", "")
+	if want := []string{"inspect remote docker.io/library/nginx:1", "inspect remote localhost:5000/x:latest"}; !slices.Equal(f.calls, want) {
+		t.Errorf("%q", f.calls)
+	}
+	keg(t, f, "image", "inspect", "nginx:1").want(t, 1, "[]\n", "Error response from daemon: No such image: nginx:1\n")
 }
 
 func TestRegistryServe(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"keg/internal/fault"
+	"keg/internal/image"
 )
 
 // finder returns one kind of object by name or id.
@@ -97,17 +98,46 @@ func newContainerInspect(a *app) *cobra.Command {
 }
 
 func newImageInspect(a *app) *cobra.Command {
-	c := a.inspectCommand("inspect [OPTIONS] IMAGE [IMAGE...]", findImage(), imageNames, new(bool))
+	var remote bool
 	var platform string
+	f := findImage()
+	local := f.find
+	f.find = func(ctx context.Context, eng backend, name string, size bool) (any, error) {
+		if remote {
+			return inspectRemote(ctx, eng, name, platform)
+		}
+		return local(ctx, eng, name, size)
+	}
+	c := a.inspectCommand("inspect [OPTIONS] IMAGE [IMAGE...]", f, imageNames, new(bool))
 	c.Flags().StringVar(&platform, "platform", "", `Inspect the image for this platform ("os[/arch[/variant]]")`)
+	c.Flags().BoolVar(&remote, "remote", false, "Ask the registry, without pulling")
 	inspect := c.RunE
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := a.onPlatform(c.Context(), args, platform); err != nil {
-			return err
+		if !remote {
+			if err := a.onPlatform(c.Context(), args, platform); err != nil {
+				return err
+			}
 		}
 		return inspect(c, args)
 	}
 	return c
+}
+
+// inspectRemote describes an image of a registry.
+func inspectRemote(ctx context.Context, eng backend, name, platform string) (any, error) {
+	ref, err := image.ParseReference(name)
+	if err != nil {
+		return nil, failf("%v", err)
+	}
+	var want *image.Platform
+	if platform != "" {
+		p, err := image.ParsePlatform(platform)
+		if err != nil {
+			return nil, failf("%v", err)
+		}
+		want = &p
+	}
+	return eng.InspectRemote(ctx, ref, want)
 }
 
 func newVolumeInspect(a *app) *cobra.Command {

@@ -31,9 +31,21 @@ type progress struct {
 	rows  int
 }
 
+// drawn is what a line shows, and how fast its layer moves.
 type drawn struct {
 	status string
 	at     time.Time
+
+	began time.Time // of this status
+	first int64     // bytes that were there then: the rest of a download that was cut
+}
+
+// rate is bytes a second since the status began; 0 before that says anything.
+func (d drawn) rate(current int64, now time.Time) float64 {
+	if took := now.Sub(d.began).Seconds(); took >= 0.5 && current > d.first {
+		return float64(current-d.first) / took
+	}
+	return 0
 }
 
 func (a *app) newProgress(w io.Writer, tty, quiet bool) *progress {
@@ -102,7 +114,11 @@ func (p *progress) draw(e engine.PullEvent) {
 	if l.status == e.Status && now.Sub(l.at) < 50*time.Millisecond && e.Current < e.Total {
 		return
 	}
-	p.last[e.ID] = drawn{e.Status, now}
+	if l.status != e.Status {
+		l.status, l.began, l.first = e.Status, now, e.Current
+	}
+	l.at = now
+	p.last[e.ID] = l
 	row, ok := p.lines[e.ID]
 	if !ok {
 		p.lines[e.ID] = p.rows
@@ -119,8 +135,14 @@ func (p *progress) text(e engine.PullEvent) string {
 	switch {
 	case !moving(e):
 	case e.Current > 0 && e.Total > 0:
-		s += " " + bar(e.Current, e.Total, p.width-len(s)-24)
-		s += fmt.Sprintf("  %s/%s", units.HumanSizeWithPrecision(float64(e.Current), 3), units.HumanSizeWithPrecision(float64(e.Total), 3))
+		tail := fmt.Sprintf("  %s/%s", units.HumanSizeWithPrecision(float64(e.Current), 3), units.HumanSizeWithPrecision(float64(e.Total), 3))
+		if rate := p.last[e.ID].rate(e.Current, p.now()); rate > 0 {
+			tail += fmt.Sprintf("  %s/s", units.HumanSizeWithPrecision(rate, 3))
+			if left := time.Duration(float64(e.Total-e.Current) / rate * float64(time.Second)); e.Current < e.Total {
+				tail += fmt.Sprintf("  %s left", left.Round(time.Second))
+			}
+		}
+		s += " " + bar(e.Current, e.Total, p.width-len(s)-max(24, len(tail)+4)) + tail
 	case e.Current > 0:
 		s += "  " + units.HumanSizeWithPrecision(float64(e.Current), 3)
 	}

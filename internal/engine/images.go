@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"path"
 	"slices"
 	"strings"
@@ -211,6 +212,65 @@ func (e *Engine) OnPlatform(ctx context.Context, ref string, p *image.Platform) 
 			ref, image.FormatPlatform(f.Platform), image.FormatPlatform(*p))
 	}
 	return nil
+}
+
+// InspectRemote describes an image of a registry as InspectImage does one that is here. Only its
+// manifest and its config are fetched. Size is that of the layers as they travel.
+func (e *Engine) InspectRemote(ctx context.Context, ref image.Reference, p *image.Platform) (dimage.InspectResponse, error) {
+	var res dimage.InspectResponse
+	root, doc, err := e.RemoteManifest(ctx, ref)
+	if err != nil {
+		return res, err
+	}
+	desc := root
+	if image.IsIndex(desc.MediaType) {
+		x, err := image.ParseIndex(doc)
+		if err != nil {
+			return res, fmt.Errorf("%s: %w", ref.Familiar(), err)
+		}
+		want := image.Host()
+		if p != nil {
+			want = *p
+		}
+		if desc, err = image.Select(x, want); err != nil {
+			return res, fmt.Errorf("%s: %w", ref.Familiar(), err)
+		}
+		if doc, err = e.remote.Manifest(ctx, ref, desc); err != nil {
+			return res, err
+		}
+	}
+	im, err := e.remoteImage(ctx, ref, desc, doc)
+	if err != nil {
+		return res, err
+	}
+	c := im.Config
+	if c == nil {
+		return res, fault.Unsupportedf("%s is not an image: its config is of type %q", ref.Familiar(), im.Manifest.Config.MediaType)
+	}
+	if have := configPlatform(c); p != nil && !image.Matches(*p, have) {
+		return res, wrongPlatform(ref.Familiar(), *p, have)
+	}
+	res = dimage.InspectResponse{
+		ID: string(im.Manifest.Config.Digest), RepoDigests: []string{ref.FamiliarName() + "@" + string(root.Digest)}, Author: c.Author,
+		Config: &c.Config, Architecture: c.Architecture, Variant: c.Variant, Os: c.OS, OsVersion: c.OSVersion,
+		RootFS: dimage.RootFS{Type: "layers"}, Descriptor: &im.Desc,
+	}
+	if ref.Tag != "" && ref.Digest == "" {
+		res.RepoTags = []string{ref.Familiar()}
+	}
+	if c.Created != nil {
+		res.Created = c.Created.Format(time.RFC3339Nano)
+	}
+	for _, d := range c.RootFS.DiffIDs {
+		res.RootFS.Layers = append(res.RootFS.Layers, string(d))
+	}
+	for _, l := range im.Manifest.Layers {
+		res.Size += l.Size
+	}
+	if n := len(c.History); n > 0 {
+		res.Comment = c.History[n-1].Comment
+	}
+	return res, nil
 }
 
 func lastTagged(names []store.Named) (t time.Time) {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -16,6 +17,7 @@ import (
 
 	"keg/internal/fault"
 	"keg/internal/image"
+	"keg/internal/registry"
 )
 
 func TestManifestListByHand(t *testing.T) {
@@ -231,4 +233,86 @@ func sign(t *testing.T, e *Engine, ref image.Reference) digest.Digest {
 		t.Fatal(err)
 	}
 	return ref.Digest
+}
+
+// What refers to an image goes along when it is pulled here and pushed there, whether or not the other
+// registry knows what referrers are; and when it cannot be asked for, the image goes alone.
+func TestPushTakesReferrersAlong(t *testing.T) {
+	loopback(t)
+	e := openEngine(t, t.TempDir(), nil)
+	from, stop := serveWith(t, e, filepath.Join(t.TempDir(), "from"), registry.ServerOptions{})
+	defer stop()
+	to, stopTo := serveWith(t, e, filepath.Join(t.TempDir(), "to"), registry.ServerOptions{})
+	defer stopTo()
+	name := from + "/team/web:1"
+	addImage(t, e, name, nil, tarOf(t, map[string]string{"data": noise(31, 1<<16)}))
+	if _, err := e.Push(t.Context(), refs(t, name)[0], nil); err != nil {
+		t.Fatal(err)
+	}
+	signature := sign(t, e, refs(t, name)[0])
+	other := openEngine(t, t.TempDir(), nil)
+	if _, err := other.Pull(t.Context(), refs(t, name)[0], PullOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, repo := range []string{to + "/copy", from + "/copy"} {
+		if err := other.Tag(t.Context(), name, repo+":2"); err != nil {
+			t.Fatal(err)
+		}
+		var said []string
+		d, err := other.Push(t.Context(), refs(t, repo+":2")[0], func(ev PullEvent) { said = append(said, ev.Status) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := other.remote.Referrers(t.Context(), refs(t, repo+":2")[0], d.Digest)
+		if err != nil || len(got) != 1 || got[0].Digest != signature || got[0].ArtifactType != "application/x-signature" {
+			t.Errorf("%s: %+v, %v", repo, got, err)
+		}
+		if want := "Pushed application/x-signature, which refers to the image: " + string(signature); !slices.Contains(said, want) {
+			t.Errorf("%q", said)
+		}
+	}
+	stop()
+	if err := other.Tag(t.Context(), name, to+"/alone:2"); err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	if _, err := other.Push(t.Context(), refs(t, to+"/alone:2")[0], func(ev PullEvent) { said = append(said, ev.Status) }); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(strings.Join(said, "\n"), "What refers to the image in "+from+"/team/web was not copied: ") {
+		t.Errorf("%q", said)
+	}
+}
+
+// An image in a registry is described without a layer of it being asked for.
+func TestInspectRemote(t *testing.T) {
+	loopback(t)
+	e := openEngine(t, t.TempDir(), nil)
+	host, stop := serveWith(t, e, filepath.Join(t.TempDir(), "registry"), registry.ServerOptions{})
+	defer stop()
+	name := host + "/team/web:1"
+	r := addImage(t, e, name, nil, tarOf(t, map[string]string{"data": noise(33, 1<<16)}))
+	d, err := e.Push(t.Context(), refs(t, name)[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := openEngine(t, t.TempDir(), nil)
+	got, err := other.InspectRemote(t.Context(), refs(t, name)[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, err := e.InspectImage(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.ID != string(r.ID) || got.Architecture != here.Architecture || !slices.Equal(got.RootFS.Layers, here.RootFS.Layers) || got.Created != here.Created ||
+		!slices.Equal(got.RepoDigests, []string{host + "/team/web@" + string(d.Digest)}) || !slices.Equal(got.RepoTags, []string{name}) || got.Size < 1<<16 {
+		t.Errorf("%+v", got)
+	}
+	if left := leftovers(t, other); len(left) != 0 {
+		t.Errorf("something was pulled: %v", left)
+	}
+	if _, err := other.InspectRemote(t.Context(), refs(t, name)[0], &image.Platform{OS: "linux", Architecture: "s390x"}); !fault.Is(err, fault.NotFound) {
+		t.Error(err)
+	}
 }

@@ -68,6 +68,9 @@ func (e *Engine) PushWith(ctx context.Context, ref image.Reference, o PushOption
 	if err != nil {
 		return image.Descriptor{}, err
 	}
+	if desc.Digest == f.Desc.Digest { // or it is a new document, which nothing refers to yet
+		p.referrers(ctx, desc)
+	}
 	// What the registry calls it, and what it is here.
 	if err := e.store.Tag(ref.WithDigest(desc.Digest), f.Desc); err != nil {
 		return desc, err
@@ -124,6 +127,51 @@ func (p *push) image(ctx context.Context, f found) (image.Descriptor, error) {
 	media := orElse(remote.MediaType, f.Desc.MediaType)
 	d, err := p.e.remote.PushManifest(ctx, p.ref, media, doc)
 	return image.Descriptor{MediaType: media, Digest: d, Size: int64(len(doc))}, err
+}
+
+// referrersFor bounds how long the registry that an image came from is asked what refers to it.
+const referrersFor = 10 * time.Second
+
+// referrers copies what refers to an image (signatures, attestations) from where it was pulled.
+// What cannot be had is told, and is no reason not to push the image.
+func (p *push) referrers(ctx context.Context, d image.Descriptor) {
+	names, err := p.e.store.Names()
+	if err != nil {
+		return
+	}
+	seen := map[string]bool{p.ref.Name(): true}
+	for _, n := range names {
+		from := n.Ref
+		if n.Desc.Digest != d.Digest || from.Digest == "" || seen[from.Name()] {
+			continue
+		}
+		seen[from.Name()] = true
+		if err := p.referrersFrom(ctx, from, d); err != nil {
+			p.say(PullEvent{Status: fmt.Sprintf("What refers to the image in %s was not copied: %v", from.FamiliarName(), err)})
+		}
+	}
+}
+
+func (p *push) referrersFrom(ctx context.Context, from image.Reference, d image.Descriptor) error {
+	brief, cancel := context.WithTimeout(ctx, referrersFor)
+	defer cancel()
+	refs, err := p.e.remote.Referrers(brief, from, d.Digest)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, r := range refs {
+		if !image.IsManifest(r.MediaType) {
+			continue
+		}
+		if err := p.e.copyImage(ctx, p.ref, from, r, 1); err != nil {
+			return err
+		}
+		p.say(PullEvent{Status: fmt.Sprintf("Pushed %s, which refers to the image: %s", orElse(r.ArtifactType, "an artifact"), r.Digest)})
+	}
+	return nil
 }
 
 func changed(a, b *image.Manifest) bool {

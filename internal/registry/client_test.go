@@ -148,6 +148,7 @@ func TestMessages(t *testing.T) {
 	}))
 	limited := startServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Retry-After", "7200")
+		w.Header().Set("RateLimit-Limit", "100;w=21600")
 		w.WriteHeader(http.StatusTooManyRequests)
 		w.Write([]byte(`{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit."}]}`))
 	}))
@@ -163,10 +164,10 @@ func TestMessages(t *testing.T) {
 		kind fault.Kind
 		want []string
 	}{
-		{host + "/x:y", fault.NotFound, []string{"manifest for " + host + "/x:y not found: manifest unknown: manifest unknown"}},
+		{host + "/x:y", fault.NotFound, []string{"manifest for " + host + "/x:y not found: manifest unknown: manifest unknown; registry " + host + " has no repository x"}},
 		{html + "/x:y", fault.NotFound, []string{"error parsing HTTP 404 response body: invalid character '<' looking for beginning of value", "?[31mno?"}},
 		{denied + "/foo:1", fault.Denied, []string{"pull access denied for " + denied + "/foo, repository does not exist or may require 'docker login': denied: requested access to the resource is denied", "docker login " + denied}},
-		{limited + "/foo:1", fault.Unavailable, []string{"toomanyrequests: You have reached your pull rate limit.", "2h0m0s", "mirror"}},
+		{limited + "/foo:1", fault.Unavailable, []string{"toomanyrequests: You have reached your pull rate limit.", "(100 in 6h0m0s)", "try again in 2h0m0s", "mirror", "docker login " + limited}},
 		{down + "/x:y", fault.Unavailable, []string{"cannot reach registry " + down + ": dial tcp", "connection refused; is it running?"}},
 	} {
 		_, err := c.Resolve(t.Context(), parse(t, tc.name))
@@ -454,5 +455,34 @@ func TestErrorOfTheSourceIsNamed(t *testing.T) {
 	err := testClient(t).PushBlob(t.Context(), parse(t, host+"/x:1"), descriptor("x", []byte("abc")), func() (io.ReadCloser, error) { return nil, boom }, nil)
 	if !errors.Is(err, boom) {
 		t.Error(err)
+	}
+}
+
+// Whoever asks for a tag that is not there is told which are.
+func TestMissingTagTellsTheNearest(t *testing.T) {
+	host, _ := startRegistry(t, ServerOptions{})
+	c := testClient(t)
+	img := newImage(t, image.Host(), []byte("layer"))
+	img.push(t, c, parse(t, host+"/web:1.2.3"))
+	for asked, want := range map[string]string{
+		"1.2.2": "manifest for HOST/web:1.2.2 not found: manifest unknown: manifest unknown; repository HOST/web has one tag, 1.2.3",
+		"":      "manifest for HOST/web:latest not found: manifest unknown: manifest unknown; repository HOST/web has one tag, 1.2.3",
+	} {
+		_, err := c.Resolve(t.Context(), parse(t, strings.TrimSuffix(host+"/web:"+asked, ":")))
+		if !fault.Is(err, fault.NotFound) || strings.ReplaceAll(err.Error(), host, "HOST") != want {
+			t.Errorf("%s: %v", asked, err)
+		}
+	}
+	for _, tag := range []string{"1.2.4", "1.2.4-alpine", "2.0", "3.0", "latest"} {
+		img.push(t, c, parse(t, host+"/web:"+tag))
+	}
+	for asked, want := range map[string]string{"1.2.5": "of the 6 tags of repository HOST/web the nearest are 1.2.3, 1.2.4, 2.0", "lates": "the nearest are latest, "} {
+		_, err := c.Resolve(t.Context(), parse(t, host+"/web:"+asked))
+		if err == nil || !strings.Contains(strings.ReplaceAll(err.Error(), host, "HOST"), want) {
+			t.Errorf("%s: %v", asked, err)
+		}
+	}
+	if n := changes("kitten", "sitting"); n != 3 {
+		t.Error(n)
 	}
 }

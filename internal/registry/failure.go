@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -31,6 +32,7 @@ type refusal struct {
 	code    string // of distribution-spec, "" when the body had none
 	message string
 	wait    time.Duration // Retry-After
+	limit   string        // of requests, as the registry tells it
 }
 
 // Error is Docker's form: "manifest unknown: manifest unknown".
@@ -47,7 +49,7 @@ const maxErrorBody = 64 << 10
 // newRefusal reads the error body of resp and closes it.
 func newRefusal(ep *endpoint, resp *http.Response) *refusal {
 	defer resp.Body.Close()
-	r := &refusal{ep: ep, status: resp.StatusCode, wait: retryAfter(resp.Header)}
+	r := &refusal{ep: ep, status: resp.StatusCode, wait: retryAfter(resp.Header), limit: requestLimit(resp.Header)}
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
 	var doc struct {
 		Errors []struct {
@@ -183,13 +185,97 @@ func (r *refusal) other(act string) error {
 	case r.status == http.StatusTooManyRequests:
 		again := "later"
 		if r.wait > 0 {
-			again = "in " + r.wait.String()
+			again = "in " + r.wait.Round(time.Second).String()
 		}
-		return fault.Unavailablef("%s: registry %s limits requests: %w; try again %s, log in, or use a mirror", act, r.ep.name(), r, again)
+		return fault.Unavailablef("%s: registry %s limits requests%s: %w; try again %s, log in, or use a mirror (registries.conf)%s", act, r.ep.name(), r.limit, r, again, r.account())
 	case r.status >= 500:
 		return fault.Unavailablef("%s: registry %s answers with status %d: %w", act, r.ep.name(), r.status, r)
 	case r.status >= 400:
 		return fault.Invalidf("%s: registry %s refuses: %w", act, r.ep.name(), r)
 	}
 	return fmt.Errorf("%s: registry %s: unexpected status %d: %w", act, r.ep.name(), r.status, r)
+}
+
+// requestLimit reads "RateLimit-Limit: 100;w=21600", as Docker Hub sends it, to " (100 in 6h0m0s)".
+func requestLimit(h http.Header) string {
+	number, params, _ := strings.Cut(h.Get("RateLimit-Limit"), ";")
+	n, err := strconv.ParseUint(strings.TrimSpace(number), 10, 32)
+	if err != nil {
+		return ""
+	}
+	window, ok := strings.CutPrefix(strings.TrimSpace(params), "w=")
+	s, err := strconv.ParseUint(window, 10, 31)
+	if !ok || err != nil {
+		return fmt.Sprintf(" (%d)", n)
+	}
+	return fmt.Sprintf(" (%d in %v)", n, time.Duration(s)*time.Second)
+}
+
+// searchFor bounds how long an error is kept back to find out more.
+const searchFor = 5 * time.Second
+
+// searched adds to an error about a missing tag what the registry has instead. cause is the
+// registry's own answer.
+func (c *Client) searched(ctx context.Context, ref image.Reference, err, cause error) error {
+	var r *refusal
+	if ref.Digest != "" || !errors.As(cause, &r) || r.status != http.StatusNotFound || r.code == "NAME_UNKNOWN" {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, searchFor)
+	defer cancel()
+	tags, lerr := c.tags(ctx, ref)
+	switch {
+	case errors.As(lerr, &r) && r.code == "NAME_UNKNOWN":
+		return fmt.Errorf("%w; registry %s has no repository %s", err, r.ep.name(), ref.Repository)
+	case lerr != nil:
+		return err
+	case len(tags) == 0:
+		return fmt.Errorf("%w; repository %s has no tags", err, ref.FamiliarName())
+	case len(tags) == 1:
+		return fmt.Errorf("%w; repository %s has one tag, %s", err, ref.FamiliarName(), tags[0])
+	}
+	near := nearest(ref.Tag, tags)
+	if len(near) == len(tags) {
+		return fmt.Errorf("%w; repository %s has the tags %s", err, ref.FamiliarName(), strings.Join(near, ", "))
+	}
+	return fmt.Errorf("%w; of the %d tags of repository %s the nearest are %s", err, len(tags), ref.FamiliarName(), strings.Join(near, ", "))
+}
+
+// nearest are up to three tags that take the fewest changes to become what was asked for.
+func nearest(want string, tags []string) []string {
+	type scored struct {
+		tag  string
+		cost int
+	}
+	all := make([]scored, len(tags))
+	for i, t := range tags {
+		all[i] = scored{t, changes(want, t)}
+	}
+	slices.SortStableFunc(all, func(a, b scored) int { return a.cost - b.cost })
+	var near []string
+	for _, s := range all[:min(3, len(all))] {
+		near = append(near, s.tag)
+	}
+	return near
+}
+
+// changes is Levenshtein's distance.
+func changes(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
 }

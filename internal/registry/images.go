@@ -41,6 +41,12 @@ func (c *Client) Resolve(ctx context.Context, ref image.Reference) (image.Descri
 	if ref.Tag == "" && ref.Digest == "" {
 		ref.Tag = image.DefaultTag
 	}
+	desc, err := c.resolve(ctx, ref)
+	return desc, c.searched(ctx, ref, pullError(ref, err), err)
+}
+
+// resolve is Resolve with the registry's own error.
+func (c *Client) resolve(ctx context.Context, ref image.Reference) (image.Descriptor, error) {
 	var desc image.Descriptor
 	err := c.try(ref, ref.Digest != "", func(p place) error {
 		resp, err := p.do(ctx, call{method: http.MethodHead, path: p.path(manifestPath(ref)), scopes: pullScope(p),
@@ -61,7 +67,7 @@ func (c *Client) Resolve(ctx context.Context, ref image.Reference) (image.Descri
 		_, desc, err = getManifest(ctx, p, ref, tired)
 		return err
 	})
-	return desc, pullError(ref, err)
+	return desc, err
 }
 
 // headDescriptor reads the headers of a HEAD; false when they do not say it all.
@@ -289,6 +295,11 @@ const maxTagPages = 1000
 
 // Tags lists the tags of a repository.
 func (c *Client) Tags(ctx context.Context, ref image.Reference) ([]string, error) {
+	tags, err := c.tags(ctx, ref)
+	return tags, pullError(ref, err)
+}
+
+func (c *Client) tags(ctx context.Context, ref image.Reference) ([]string, error) {
 	var tags []string
 	err := c.try(ref, false, func(p place) error {
 		tags = nil
@@ -306,7 +317,7 @@ func (c *Client) Tags(ctx context.Context, ref image.Reference) ([]string, error
 		return fault.Unavailablef("registry %s has no end of tags for %s", p.name(), ref.FamiliarName())
 	})
 	slices.Sort(tags)
-	return slices.Compact(tags), pullError(ref, err)
+	return slices.Compact(tags), err
 }
 
 func tagPage(ctx context.Context, p place, path string) (tags []string, next string, err error) {
@@ -362,7 +373,7 @@ func (c *Client) Referrers(ctx context.Context, ref image.Reference, d digest.Di
 		switch {
 		case errors.As(err, &r) && (r.status == http.StatusNotFound || r.status == http.StatusMethodNotAllowed):
 			fallback := ref
-			fallback.Tag, fallback.Digest = string(d.Algorithm())+"-"+d.Encoded(), ""
+			fallback.Tag, fallback.Digest = referrersTag(d), ""
 			if doc, _, err = getManifest(ctx, p, fallback, false); errors.As(err, &r) && r.status == http.StatusNotFound {
 				return nil
 			}

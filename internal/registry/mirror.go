@@ -148,9 +148,9 @@ func (m *mirror) refresh(ctx context.Context, up *Upstream, repo, tag string, d 
 		return have, err
 	}
 	ref.Tag, ref.Digest = tag, d
-	desc, err := m.client.Resolve(ctx, ref)
+	desc, err := m.client.resolve(ctx, ref)
 	if err != nil {
-		return have, err
+		return have, pullError(ref, err)
 	}
 	if desc.Digest == have.Digest {
 		m.metrics.cacheHits.Add(1)

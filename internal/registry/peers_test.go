@@ -113,6 +113,32 @@ func TestClientSeesTheSameAtDebiansRegistry(t *testing.T) {
 	}
 }
 
+// Debian's registry knows no referrers: the client keeps the list that stands in for them.
+func TestReferrersAtDebiansRegistry(t *testing.T) {
+	host := startDebianRegistry(t)
+	c := testClient(t)
+	ref := parse(t, host+"/x:1")
+	subject := newImage(t, image.Host(), []byte("layer")).push(t, c, ref)
+	config := []byte("{}")
+	empty := descriptor("application/vnd.oci.empty.v1+json", config)
+	if err := c.PushBlob(t.Context(), ref, empty, opener(config), nil); err != nil {
+		t.Fatal(err)
+	}
+	var want []digest.Digest
+	for _, kind := range []string{"a/b", "c/d", "a/b"} { // the last one is there already
+		doc := marshal(t, map[string]any{"schemaVersion": 2, "mediaType": image.MediaManifest, "artifactType": kind, "subject": subject, "config": empty, "layers": []any{}})
+		d, err := c.PushManifest(t.Context(), image.Reference{Registry: host, Repository: "x", Digest: digest.FromBytes(doc)}, image.MediaManifest, doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, d)
+	}
+	got, err := c.Referrers(t.Context(), ref, subject.Digest)
+	if err != nil || len(got) != 2 || got[0].Digest != want[0] || got[0].ArtifactType != "a/b" || got[1].Digest != want[1] {
+		t.Errorf("%+v %v", got, err)
+	}
+}
+
 // skopeo pushes to our server and pulls from it, and what it sees is what our client sees.
 func TestSkopeoWithOurServer(t *testing.T) {
 	skopeo, err := exec.LookPath("skopeo")

@@ -7,11 +7,13 @@ package registry
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -269,5 +271,48 @@ func (c *Client) PushManifest(ctx context.Context, ref image.Reference, mediaTyp
 	if got, ok := parseDigest(resp.Header.Get("Docker-Content-Digest")); ok && got != d && got.Algorithm() == d.Algorithm() {
 		return "", fault.Invalidf("registry %s stored manifest %s as %s", p.name(), d, got)
 	}
-	return d, nil
+	if resp.Header.Get("OCI-Subject") == "" {
+		err = c.listReferrer(ctx, ref, mediaType, doc, d)
+	}
+	return d, err
+}
+
+// listReferrer puts a manifest with a subject on the list that stands in for the API of referrers where
+// a registry lacks it (distribution-spec "Referrers Tag Schema").
+func (c *Client) listReferrer(ctx context.Context, ref image.Reference, mediaType string, doc []byte, d digest.Digest) error {
+	parsed, err := parseDocument(mediaType, doc, d)
+	if err != nil || parsed.subject == "" {
+		return nil //nolint:nilerr // the registry has taken it: whatever it is, it refers to nothing
+	}
+	p, err := c.home(ref)
+	if err != nil {
+		return err
+	}
+	list := image.Reference{Registry: ref.Registry, Repository: ref.Repository, Tag: referrersTag(parsed.subject)}
+	x := &image.Index{MediaType: image.MediaIndex}
+	x.SchemaVersion = 2
+	have, _, err := getManifest(ctx, p, list, false)
+	var r *refusal
+	switch {
+	case err == nil:
+		if x, err = image.ParseIndex(have); err != nil {
+			return fmt.Errorf("referrers of %s: %w", parsed.subject, err)
+		}
+	case !errors.As(err, &r) || r.status != http.StatusNotFound:
+		return pushError(ref, err)
+	}
+	if slices.ContainsFunc(x.Manifests, func(m image.Descriptor) bool { return m.Digest == d }) {
+		return nil
+	}
+	x.Manifests = append(x.Manifests, parsed.desc)
+	b, err := json.Marshal(x)
+	if err != nil {
+		return err
+	}
+	_, err = c.PushManifest(ctx, list, image.MediaIndex, b)
+	return err
+}
+
+func referrersTag(subject digest.Digest) string {
+	return string(subject.Algorithm()) + "-" + subject.Encoded()
 }
