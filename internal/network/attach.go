@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/network"
+	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
 )
@@ -349,6 +350,10 @@ func (a *Attachment) link() error {
 	return a.route(gateway(a.ends))
 }
 
+// bridgePorts is how many ports a bridge has: BR_MAX_PORTS of the kernel's net/bridge/br_private.h, less
+// number 0, which it keeps.
+const bridgePorts = 1023
+
 // plug makes one veth pair with the inner end as eth<n>, addressed and up.
 func (e *end) plug(host rtnl, ns *netns, n int) error {
 	v := vethPair{host: e.lease.Veth, bridge: e.bridge, netns: ns.fd, inside: fmt.Sprintf("eth%d", n),
@@ -357,6 +362,10 @@ func (e *end) plug(host rtnl, ns *netns, n int) error {
 	if isBusyIndex(err) { // some modules put links of their own into every namespace
 		v.insideIdx += 1000
 		err = host.do(v.message())
+	}
+	if errors.Is(err, unix.EXFULL) {
+		return fault.As(fault.Unavailable, fmt.Errorf("network %s is full: the kernel gives a bridge at most %d ports, one for each container, "+
+			"and %s has them all; make another network with keg network create", e.rec.Network.Name, bridgePorts, e.rec.Link))
 	}
 	if err != nil {
 		return err
