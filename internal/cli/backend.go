@@ -36,6 +36,7 @@ type backend interface {
 type containers interface {
 	Create(context.Context, engine.CreateOptions) (engine.Created, error)
 	Start(ctx context.Context, ref string, attach *monitor.Stdio) (monitor.Exit, error)
+	Expect()
 	Run(context.Context, engine.CreateOptions, *monitor.Stdio, func(engine.Created) error) (monitor.Exit, error)
 	Attach(ctx context.Context, ref string, s monitor.Stdio) (monitor.Exit, error)
 	Exec(ctx context.Context, ref string, r monitor.ExecRequest, s monitor.Stdio) (monitor.Exit, error)

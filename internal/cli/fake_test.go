@@ -192,6 +192,8 @@ func (f *fake) Create(_ context.Context, o engine.CreateOptions) (engine.Created
 	return engine.Created{ID: "0123456789ab", Warnings: f.warnings}, f.say("create", o.Config.Image)
 }
 
+func (f *fake) Expect() {}
+
 func (f *fake) Run(ctx context.Context, o engine.CreateOptions, s *monitor.Stdio, created func(engine.Created) error) (monitor.Exit, error) {
 	f.stdio = s
 	made, err := f.Create(ctx, o)

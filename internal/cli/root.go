@@ -81,6 +81,9 @@ func (a *app) run(ctx context.Context, args []string) error {
 			return err
 		}
 	}
+	if e.name == "run" && !a.completing {
+		a.expectRun(rest[1:])
+	}
 	root := a.root()
 	if e.sub == nil {
 		root.AddCommand(a.build(e, ""))
@@ -92,6 +95,22 @@ func (a *app) run(ctx context.Context, args []string) error {
 	}
 	root.AddCommand(group)
 	return a.execute(ctx, root, rest)
+}
+
+// expectRun opens the engine before the flags are read, so that what takes longest of a run, the start of its
+// monitor, begins at once. Words that may move the engine elsewhere or ask for help are waited for.
+func (a *app) expectRun(words []string) {
+	for _, w := range words {
+		if w == "--help" || strings.HasPrefix(w, "--root") || strings.HasPrefix(w, "--run-root") {
+			return
+		}
+	}
+	if a.uid != 0 || len(words) == 0 {
+		return
+	}
+	if eng, err := a.engine(); err == nil {
+		eng.Expect()
+	}
 }
 
 // readsInput tells commands that may read standard input before they want an engine.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"github.com/moby/moby/api/types/network"
 	"github.com/opencontainers/go-digest"
@@ -51,6 +52,7 @@ type Engine struct {
 	events     *event.Journal
 	remote     remote
 	monitors   monitors
+	spare      *atomic.Pointer[chan spare] // of Expect
 }
 
 // remote is the far end of pull, push and login.
@@ -209,6 +211,7 @@ func Open(o Options) (*Engine, error) {
 		remote: registry.NewClient(registry.Config{
 			DockerConfig: o.Env["DOCKER_CONFIG"], Env: o.Env, UserAgent: "keg/" + o.Version}),
 		monitors: ms,
+		spare:    &atomic.Pointer[chan spare]{},
 	}, nil
 }
 

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"sync"
 
 	"github.com/moby/moby/api/types/container"
 
@@ -45,12 +46,9 @@ func withStatus(err error) error {
 // Run is Create and Start: one record, one monitor, nothing else. created is called with
 // the id once the record exists (--cidfile, and printing the id with -d).
 func (e *Engine) Run(ctx context.Context, o CreateOptions, attach *monitor.Stdio, created func(Created) error) (monitor.Exit, error) {
-	// The monitor's own start, milliseconds of it, passes while the record is made.
-	spawn := e.monitors.Spawn
-	if p := e.monitors.Prepare(); p != nil {
-		defer p.Close()
-		spawn = p.Spawn
-	}
+	e.Expect()
+	spawn, done := e.expected()
+	defer done()
 	c, err := e.Create(ctx, o)
 	if err != nil {
 		return monitor.Exit{Code: exitEngine}, withStatus(err)
@@ -72,6 +70,35 @@ func (e *Engine) Run(ctx context.Context, o CreateOptions, attach *monitor.Stdio
 		}
 	}
 	return exit, withStatus(err)
+}
+
+// Expect starts the monitor that the next Run will use, in the background: its own start, milliseconds of it,
+// passes while the record is made. Whoever knows earlier that a Run will follow calls it earlier.
+func (e *Engine) Expect() {
+	c := make(chan spare, 1)
+	if e.spare.CompareAndSwap(nil, &c) {
+		go func() { c <- e.monitors.Prepare() }()
+	}
+}
+
+// expected is what Expect started; done ends a monitor that was not used.
+func (e *Engine) expected() (_ spawner, done func()) {
+	c := e.spare.Swap(nil)
+	if c == nil { // another Run was quicker
+		return e.monitors.Spawn, func() {}
+	}
+	ready := sync.OnceValue(func() spare { return <-*c })
+	spawn := func(ctx context.Context, id string, attach *monitor.Stdio) (live, error) {
+		if p := ready(); p != nil {
+			return p.Spawn(ctx, id, attach)
+		}
+		return e.monitors.Spawn(ctx, id, attach)
+	}
+	return spawn, func() {
+		if p := ready(); p != nil {
+			p.Close()
+		}
+	}
 }
 
 // Start starts a created or exited container. With attach its stdio is connected before

@@ -35,6 +35,7 @@ const starterSocket = 3
 // It returns the exit status of the monitor process.
 func Main(args []string) int {
 	unix.CloseOnExec(starterSocket)
+	unix.Close(roomSlot)
 	// Nothing is collected before the container runs: there is no garbage worth it.
 	debug.SetGCPercent(-1)
 	var err error

@@ -22,6 +22,13 @@ func TestMonitorIsSmall(t *testing.T) {
 	if n := field(t, info.Monitor, "status", "Threads:"); n > 8 {
 		t.Errorf("%d threads", n)
 	}
+	// So many that no start makes the kernel replace the table, which takes it 10 ms.
+	if n := field(t, info.Monitor, "status", "FDSize:"); n <= roomSlot {
+		t.Errorf("room for %d descriptors", n)
+	}
+	if _, err := os.Lstat(fmt.Sprintf("/proc/%d/fd/%d", info.Monitor, roomSlot)); err == nil {
+		t.Errorf("descriptor %d is left open", roomSlot)
+	}
 	kb := field(t, info.Monitor, "smaps_rollup", "Pss_Anon:")
 	t.Logf("%d kB of its own", kb)
 	if kb > 4<<10 {

@@ -145,20 +145,19 @@ func reapMonitor(pid int) {
 // a container can get hold of what cloned it (CVE-2019-5736). It does without os.StartProcess, which
 // at its first use forks once more to see whether pidfds work.
 func startSelf(errlog, sock *os.File, args []string) (int, error) {
-	exe := "/proc/self/exe"
-	if os.Geteuid() == 0 {
-		self, err := sandbox.Executable()
-		if err != nil {
-			return 0, err
-		}
-		defer self.Close()
-		exe = linux.FDPath(int(self.Fd()))
-	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return 0, err
 	}
 	defer null.Close()
+	exe, self := "/proc/self/exe", null
+	if os.Geteuid() == 0 {
+		if self, err = sandbox.Executable(); err != nil {
+			return 0, err
+		}
+		defer self.Close()
+		exe = linux.FDPath(roomSlot)
+	}
 	stderr := null
 	if errlog != nil {
 		stderr = errlog
@@ -167,7 +166,7 @@ func startSelf(errlog, sock *os.File, args []string) (int, error) {
 		Dir: "/",
 		// Two threads of Go code are enough for a monitor; memory goes by processors.
 		Env:   append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2", "GOTRACEBACK=single"}, weakness.Env()...),
-		Files: []uintptr{null.Fd(), null.Fd(), stderr.Fd(), sock.Fd()},
+		Files: roomy(self.Fd(), null.Fd(), null.Fd(), stderr.Fd(), sock.Fd()),
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
 	if g := monitorCgroup(); g != nil {
@@ -179,6 +178,19 @@ func startSelf(errlog, sock *os.File, args []string) (int, error) {
 		attr.Sys.UseCgroupFD = false // no right to it: the starter's cgroup it is
 	}
 	return syscall.ForkExec(exe, append([]string{Argv0}, args...), attr)
+}
+
+// roomSlot is the number of a descriptor that makes a monitor's table of descriptors large. A table begins with
+// 64 places and a start needs more; where threads share one, the kernel waits for all processors before it
+// replaces it (expand_fdtable of fs/file.c), 8 to 13 ms. Between fork and execve there is one thread, and tables do not shrink.
+const roomSlot = 128
+
+// roomy gives the number roomSlot to high, and the first ones to low.
+func roomy(high uintptr, low ...uintptr) []uintptr {
+	for len(low) < roomSlot {
+		low = append(low, ^uintptr(0))
+	}
+	return append(low, high)
 }
 
 // monitorsDir is where monitors live on cgroup v2.

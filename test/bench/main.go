@@ -100,9 +100,9 @@ func run(keg string, rounds int, withDocker bool, only string) error {
 	}
 	print(rows, rounds)
 	time.Sleep(2 * time.Second)
-	if after := b.host(); !slices.Equal(before, after) {
-		gone := func(x string) bool { return slices.Contains(before, x) }
-		return fmt.Errorf("left on the host 2 s after the last run: %q", slices.DeleteFunc(after, gone))
+	known := func(x string) bool { return slices.Contains(before, x) }
+	if left := slices.DeleteFunc(b.host(), known); len(left) > 0 {
+		return fmt.Errorf("left on the host 2 s after the last run: %q", left)
 	}
 	fmt.Println("\nLeak snapshot 2 s after the last run: empty.")
 	return b.memory()
