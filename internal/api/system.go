@@ -276,7 +276,15 @@ func (s *Server) buildPrune(w *reply, r *request) error {
 	if err != nil {
 		return err
 	}
-	p, err := s.engine.Prune(r.Context(), engine.PruneOptions{BuildCache: true, All: r.flag("all"), Filter: onlyKeys(f, "until", "label", "label!")})
+	o := engine.PruneOptions{BuildCache: true, All: r.flag("all"), Filter: onlyKeys(f, "until", "label", "label!")}
+	for key, p := range map[string]*int64{"keep-storage": &o.Reserved, "reserved-space": &o.Reserved, "max-used-space": &o.MaxUsed, "min-free-space": &o.MinFree} {
+		if n, given, err := r.number(key); err != nil {
+			return err
+		} else if given {
+			*p = n
+		}
+	}
+	p, err := s.engine.Prune(r.Context(), o)
 	return w.ok(build.CachePruneReport{CachesDeleted: some(p.BuildCache), SpaceReclaimed: uint64(p.Reclaimed)}, err)
 }
 

@@ -18,6 +18,7 @@ package builder
 import (
 	"context"
 	"io"
+	"net"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -40,7 +41,7 @@ type Options struct {
 	Env           map[string]string  // of the caller: SOURCE_DATE_EPOCH, values of --build-arg NAME
 	Labels        map[string]string
 	Secrets       map[string][]byte // id -> content, for RUN --mount=type=secret
-	SSH           map[string]string // id -> socket of an agent, for RUN --mount=type=ssh
+	SSH           map[string]Agent  // id -> agent, for RUN --mount=type=ssh
 	NoCache       bool
 	NoCacheFilter []string // stages
 	Pull          bool
@@ -49,6 +50,7 @@ type Options struct {
 	ExtraHosts    []string
 	ShmSize       int64
 	Ulimits       []Ulimit
+	Limits        Limits
 	Insecure      bool              // RUN --security=insecure is allowed
 	HostNetwork   bool              // RUN --network=host is allowed
 	Annotations   map[string]string // of the manifest
@@ -56,10 +58,21 @@ type Options struct {
 	NoImage       bool              // the tree of the target is all that is wanted: no image is written, no tag set
 }
 
+// Agent connects to an agent of the caller's that signs with keys of ssh.
+type Agent func() (net.Conn, error)
+
 // Ulimit of RUN steps.
 type Ulimit struct {
 	Name       string
 	Soft, Hard int64
+}
+
+// Limits of each RUN step, in the units of docker run. They are no inputs: a step gives the same with more or less.
+type Limits struct {
+	Memory, MemorySwap             int64
+	CPUShares, CPUPeriod, CPUQuota int64
+	CpusetCpus, CpusetMems         string
+	CgroupParent                   string
 }
 
 // Base is a resolved image.
@@ -83,6 +96,7 @@ type Step struct {
 	Stdin                             []byte
 	Mounts                            []Mount
 	Ulimits                           []Ulimit
+	Limits                            Limits
 	Privileged                        bool
 }
 

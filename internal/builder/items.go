@@ -184,7 +184,7 @@ func Drop(dir string, items ...Item) error {
 // dropMount moves the directory away before it is emptied: a build that starts now finds
 // all of it or nothing.
 func (c cache) dropMount(name string) error {
-	lock, err := tryLock(c.mountDir(name) + ".lock")
+	lock, err := disk.TryLock(c.mountDir(name) + ".lock")
 	if err != nil || lock == nil {
 		return err
 	}

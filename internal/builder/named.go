@@ -9,10 +9,11 @@ import (
 	"keg/internal/image"
 )
 
-// Context is what a name of --build-context stands for: a directory, or an image.
+// Context is what a name of --build-context stands for: a directory, an image, or one in an OCI layout.
 type Context struct {
-	Dir   string
-	Image string // as FROM would name it
+	Dir    string
+	Image  string // as FROM would name it
+	Layout string // an OCI layout, DIR[:TAG|@DIGEST]: the engine makes an image of it
 }
 
 // named finds the context of a name. An image is meant with its tag, or without one for "latest".

@@ -35,6 +35,7 @@ type runOp struct {
 	hosts      []string
 	shm        int64
 	ulimits    []Ulimit
+	limits     Limits
 	script     *heredocFile // a heredoc that starts with #!
 	mounts     []runMount
 	platform   image.Platform
@@ -63,7 +64,7 @@ type runMount struct {
 
 func (p *plan) evalRun(s *stage, c command, run *instructions.RunCommand) error {
 	o := &runOp{env: s.env, dir: s.config.Config.WorkingDir, user: s.config.Config.User,
-		hosts: p.o.ExtraHosts, shm: p.o.ShmSize, ulimits: p.o.Ulimits, platform: s.platform, proxies: proxyEnv(p.args)}
+		hosts: p.o.ExtraHosts, shm: p.o.ShmSize, ulimits: p.o.Ulimits, limits: p.o.Limits, platform: s.platform, proxies: proxyEnv(p.args)}
 	name := sourceOf(run)
 	line := run.ShellDependantCmdLine
 	if len(run.Files) > 0 {
@@ -298,7 +299,7 @@ func (m *runMount) selector() selector {
 func (o *runOp) perform(ctx context.Context, s *solver, w *work) (err error) {
 	step := Step{Key: w.key, Dir: o.dir, User: o.user, Hostname: "buildkitsandbox", Network: o.network,
 		Args: o.args, Env: append(slices.Clone(o.env), o.proxies...), ExtraHosts: o.hosts,
-		ShmSize: o.shm, Ulimits: o.ulimits, Privileged: o.privileged}
+		ShmSize: o.shm, Ulimits: o.ulimits, Limits: o.limits, Privileged: o.privileged}
 	var undo cleanup
 	defer undo.run()
 	for i := range o.mounts {

@@ -83,7 +83,7 @@ func (s *solver) cacheMount(ctx context.Context, m *runMount, name string, undo 
 	case instructions.MountSharingPrivate:
 		for i := 0; ; i++ {
 			try := fmt.Sprintf("%s-%d", dir, i)
-			lock, err := tryLock(try + ".lock")
+			lock, err := disk.TryLock(try + ".lock")
 			if err != nil {
 				return "", err
 			}

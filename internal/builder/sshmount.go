@@ -65,7 +65,7 @@ const sshDir = "/run/buildkit"
 // relay carries connections to a socket until it is closed.
 type relay struct {
 	l    net.Listener
-	to   string
+	to   Agent
 	wait sync.WaitGroup
 
 	mu   sync.Mutex
@@ -88,7 +88,7 @@ func (p *relay) carry(c net.Conn) {
 	if !p.keep(c) {
 		return
 	}
-	agent, err := net.Dial("unix", p.to)
+	agent, err := p.to()
 	if err != nil {
 		return
 	}
@@ -98,7 +98,11 @@ func (p *relay) carry(c net.Conn) {
 	}
 	p.wait.Go(func() {
 		io.Copy(agent, c)
-		agent.(*net.UnixConn).CloseWrite()
+		if half, ok := agent.(interface{ CloseWrite() error }); ok {
+			half.CloseWrite()
+		} else {
+			agent.Close()
+		}
 	})
 	io.Copy(c, agent)
 }

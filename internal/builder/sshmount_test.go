@@ -1,6 +1,8 @@
 package builder
 
 import (
+	"bufio"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -11,7 +13,7 @@ import (
 )
 
 // echoAgent answers what it is told, once the other side has said all.
-func echoAgent(t *testing.T) string {
+func echoAgent(t *testing.T) Agent {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "agent")
 	l, err := net.Listen("unix", path)
@@ -32,11 +34,23 @@ func echoAgent(t *testing.T) string {
 			}()
 		}
 	}()
-	return path
+	return func() (net.Conn, error) { return net.Dial("unix", path) }
+}
+
+// pipeAgent is one of this process, that answers each line.
+func pipeAgent() (net.Conn, error) {
+	ours, theirs := net.Pipe()
+	go func() {
+		defer ours.Close()
+		for in := bufio.NewScanner(ours); in.Scan(); {
+			fmt.Fprintf(ours, "pipe: %s\n", in.Text())
+		}
+	}()
+	return theirs, nil
 }
 
 func TestSSHMount(t *testing.T) {
-	s := &solver{plan: &plan{o: Options{SSH: map[string]string{"default": echoAgent(t), "other": echoAgent(t)}}}}
+	s := &solver{plan: &plan{o: Options{SSH: map[string]Agent{"default": echoAgent(t), "other": pipeAgent}}}}
 	s.run = t.TempDir()
 	var step Step
 	var undo cleanup
@@ -64,6 +78,14 @@ func TestSSHMount(t *testing.T) {
 	if b, err := io.ReadAll(c); string(b) != "agent: list" {
 		t.Errorf("%q, %v", b, err)
 	}
+	if c, err = net.Dial("unix", step.Mounts[1].Source); err != nil {
+		t.Fatal(err)
+	}
+	c.Write([]byte("list\n"))
+	if line, err := bufio.NewReader(c).ReadString('\n'); line != "pipe: list\n" {
+		t.Errorf("%q, %v", line, err)
+	}
+	c.Close()
 	idle, err := net.Dial("unix", step.Mounts[0].Source) // a program that stays connected does not hold the build up
 	if err != nil {
 		t.Fatal(err)

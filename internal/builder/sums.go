@@ -309,16 +309,5 @@ func xattrValue(fd int, name string) ([]byte, error) {
 	return b[:n], nil
 }
 
-// tryLock takes the flock of a file if it is free; nil when it is not.
-func tryLock(path string) (*disk.Lock, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Nanosecond)
-	defer cancel()
-	l, err := disk.LockFile(ctx, path)
-	if errors.Is(err, context.DeadlineExceeded) {
-		return nil, nil
-	}
-	return l, err
-}
-
 // noXattrs is the digest of a directory without kept attributes.
 func noXattrs() [32]byte { return sha256.Sum256(nil) }

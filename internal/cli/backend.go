@@ -85,7 +85,7 @@ type images interface {
 	Verify(ctx context.Context, o builder.Options, progress func(builder.Event)) error
 	BuildTo(ctx context.Context, q engine.BuildRequest, progress func(builder.Event)) (*engine.Built, error)
 	CheckBuild(ctx context.Context, o builder.Options) (*builder.Checked, error)
-	BuildCache(ctx context.Context) ([]engine.CacheEntry, error)
+	BuildCache(ctx context.Context, f engine.Filter) ([]engine.CacheEntry, error)
 	Login(ctx context.Context, registry string, c registry.Credentials) (string, error)
 	Logout(ctx context.Context, registry string) error
 	StoredCredentials(ctx context.Context, host string) (registry.Credentials, error)

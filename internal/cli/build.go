@@ -29,6 +29,10 @@ type buildFlags struct {
 	annotations, allow                                             []string
 	check, call, onError                                           string
 	ulimits                                                        ulimitValue
+	limits                                                         builder.Limits
+	load                                                           bool
+	builderName                                                    string
+	refused                                                        map[string]string
 }
 
 func newBuild(a *app) *cobra.Command {
@@ -68,7 +72,7 @@ func (o *buildFlags) bind(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&o.platforms, "platform", nil, "Set target platforms for build, as one image")
 	fs.StringArrayVarP(&o.outputs, "output", "o", nil, `Output destination (format: "type=local,dest=path")`)
 	fs.BoolVar(&o.push, "push", false, `Push the image when it is built (short for "--output type=registry")`)
-	fs.StringArrayVar(&o.contexts, "build-context", nil, `Additional build contexts (e.g., "name=path", "name=docker-image://image")`)
+	fs.StringArrayVar(&o.contexts, "build-context", nil, `Additional build contexts (e.g., "name=path", "name=docker-image://image", "name=oci-layout://path:tag")`)
 	fs.StringArrayVar(&o.cacheFrom, "cache-from", nil, `External cache sources (e.g., "user/app:cache", "type=local,src=path/to/dir")`)
 	fs.StringArrayVar(&o.cacheTo, "cache-to", nil, `Cache export destinations (e.g., "type=registry,ref=user/app:cache,mode=max", "type=local,dest=path/to/dir")`)
 	fs.StringArrayVar(&o.attests, "attest", nil, `Attestation parameters (format: "type=provenance,mode=max")`)
@@ -76,17 +80,21 @@ func (o *buildFlags) bind(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.pull, "pull", false, "Always attempt to pull newer versions of the base images")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "Suppress the build output and print the image ID on success")
 	fs.StringArrayVar(&o.secrets, "secret", nil, `Secret to expose to the build (format: "id=mysecret[,src=/local/secret]" or "id=mysecret,env=NAME")`)
-	fs.StringArrayVar(&o.ssh, "ssh", nil, `SSH agent socket to expose to the build (format: "default|<id>[=<socket>]")`)
+	fs.StringArrayVar(&o.ssh, "ssh", nil, `SSH agent socket or keys to expose to the build (format: "default|<id>[=<socket>|<key>[,<key>]]")`)
 	fs.Var(&bytesValue{p: &o.shmSize}, "shm-size", "Size of /dev/shm of RUN instructions")
 	fs.VarP(newList(&o.tags, nil), "tag", "t", `Name and optionally a tag of the image ("name:tag")`)
 	fs.BoolVar(&o.reproducible, "reproducible", false, "Same sources, same digests: files and image get the time of the git commit, or SOURCE_DATE_EPOCH")
 	fs.BoolVar(&o.verify, "verify", false, "Build twice without cache and name the first file that differs")
 	fs.StringVar(&o.target, "target", "", "Set the target stage to build")
-	// Said by scripts, and already so: the image is loaded, intermediate containers go.
-	for _, name := range []string{"load", "rm", "force-rm", "compress", "disable-content-trust"} {
+	fs.BoolVar(&o.load, "load", false, `Keep the image here beside other outputs (short for "--output type=docker")`)
+	o.bindLimits(fs)
+	bindBuilder(fs, &o.builderName)
+	// Said by scripts, and without a meaning here: the context is read in place, and no containers are left over.
+	for _, name := range []string{"rm", "force-rm", "compress"} {
 		fs.Bool(name, true, "")
 		fs.Lookup(name).Hidden = true
 	}
+	o.refuse(fs)
 	fs.StringVar(&o.provenance, "provenance", "", `Shorthand for "--attest=type=provenance"`)
 	fs.StringVar(&o.sbom, "sbom", "", `Shorthand for "--attest=type=sbom"`)
 	fs.Lookup("provenance").NoOptDefVal, fs.Lookup("sbom").NoOptDefVal = "true", "true"
@@ -104,7 +112,7 @@ func (a *app) buildOptions(ctx context.Context, dir string, o *buildFlags) (req 
 	clean = func() {}
 	req = builder.Options{
 		Context: dir, Dockerfile: o.file, Target: o.target, Env: a.env, Labels: keyValues(o.labels),
-		NoCache: o.noCache, NoCacheFilter: o.noCacheFilter, Pull: o.pull, ExtraHosts: o.hosts, ShmSize: o.shmSize,
+		NoCache: o.noCache, NoCacheFilter: o.noCacheFilter, Pull: o.pull, ExtraHosts: o.hosts, ShmSize: o.shmSize, Limits: o.limits,
 		Args: map[string]*string{},
 	}
 	if o.network != "default" {
@@ -209,32 +217,6 @@ func (a *app) buildSecrets(specs []string) (map[string][]byte, error) {
 	return secrets, nil
 }
 
-// buildAgents reads what --ssh names: agents by their sockets. Keys stay with the agent.
-func (a *app) buildAgents(specs []string) (map[string]string, error) {
-	agents := map[string]string{}
-	for _, s := range specs {
-		id, sock, _ := strings.Cut(s, "=")
-		if id == "" {
-			id = "default"
-		}
-		if sock == "" {
-			sock = a.env["SSH_AUTH_SOCK"]
-		}
-		if sock == "" {
-			return nil, fmt.Errorf("invalid --ssh %q: SSH_AUTH_SOCK is not set; start an agent: eval $(ssh-agent); ssh-add", s)
-		}
-		for _, p := range strings.Split(sock, ",") {
-			if st, err := os.Stat(p); err != nil {
-				return nil, fmt.Errorf("invalid --ssh %q: %w", s, err)
-			} else if st.Mode().Type() != os.ModeSocket {
-				return nil, fmt.Errorf("invalid --ssh %q: %s is no agent's socket; add a key to an agent (eval $(ssh-agent); ssh-add %s) and name that", s, p, p)
-			}
-		}
-		agents[id] = sock
-	}
-	return agents, nil
-}
-
 // buildPrinter shows the progress as --progress says.
 func (a *app) buildPrinter(o *buildFlags) (*builder.Printer, error) {
 	p := builder.PrintOptions{Explain: o.explain, Now: a.now}
@@ -247,7 +229,7 @@ func (a *app) buildPrinter(o *buildFlags) (*builder.Printer, error) {
 		if a.errTTY {
 			p.Live, w = true, a.rawErr
 		}
-	case "quiet":
+	case "quiet", "none":
 		p.Quiet = true
 	default:
 		return nil, failf("invalid progress type %q: must be one of \"auto\", \"plain\", \"tty\" or \"quiet\"", o.progress)
@@ -257,6 +239,9 @@ func (a *app) buildPrinter(o *buildFlags) (*builder.Printer, error) {
 }
 
 func (a *app) build1(ctx context.Context, dir string, o *buildFlags) error {
+	if err := o.refusal(); err != nil {
+		return failf("ERROR: %v", err)
+	}
 	req, clean, err := a.buildRequest(ctx, dir, o)
 	defer func() { clean() }()
 	if err != nil {

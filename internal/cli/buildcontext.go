@@ -101,7 +101,7 @@ func (a *app) namedContexts(ctx context.Context, req *builder.Options, specs []s
 	for _, s := range specs {
 		name, place, ok := strings.Cut(s, "=")
 		if !ok || name == "" || place == "" {
-			return clean, fmt.Errorf("invalid --build-context %q: want NAME=DIRECTORY, NAME=docker-image://IMAGE or NAME=ADDRESS", s)
+			return clean, fmt.Errorf("invalid --build-context %q: want NAME=DIRECTORY, NAME=docker-image://IMAGE, NAME=oci-layout://DIRECTORY[:TAG] or NAME=ADDRESS", s)
 		}
 		if req.Contexts == nil {
 			req.Contexts = map[string]builder.Context{}
@@ -113,7 +113,9 @@ func (a *app) namedContexts(ctx context.Context, req *builder.Options, specs []s
 			}
 			c.Image = img
 		} else if strings.HasPrefix(place, "oci-layout://") {
-			return clean, fmt.Errorf("invalid --build-context %q: load the layout (tar -C DIRECTORY -c . | %s load) and name the image: docker-image://NAME", s, a.name)
+			if c.Layout, err = filepath.Abs(strings.TrimPrefix(place, "oci-layout://")); err != nil {
+				return clean, err
+			}
 		} else if isAddress(place) {
 			tmp, err := os.MkdirTemp("", "keg-build-")
 			if err != nil {

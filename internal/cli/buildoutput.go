@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -46,6 +47,11 @@ func (a *app) buildRequest(ctx context.Context, dir string, o *buildFlags) (q en
 			return q, clean, fmt.Errorf("invalid --output %q: %w", s, err)
 		}
 		q.Outputs = append(q.Outputs, out)
+	}
+	if o.load && len(q.Outputs) > 0 && !slices.ContainsFunc(q.Outputs, func(x engine.Output) bool {
+		return x.Type == engine.OutputImage || x.Type == engine.OutputRegistry || x.Type == engine.OutputDocker && x.Open == nil
+	}) {
+		q.Outputs = append(q.Outputs, engine.Output{Type: engine.OutputImage})
 	}
 	if o.push {
 		q.Outputs = pushed(q.Outputs)

@@ -19,6 +19,7 @@ func commands() []entry {
 		{name: "info", short: "Display system-wide information", top: 11, make: newInfo},
 
 		{name: "builder", short: "Manage builds", sub: builderCommands},
+		{name: "buildx", short: "Manage builds, in the words of docker buildx", sub: buildxCommands},
 		{name: "container", short: "Manage containers", sub: containerCommands},
 		{name: "image", short: "Manage images", sub: imageCommands},
 		{name: "manifest", short: "Manage image manifests and manifest lists", sub: manifestCommands},

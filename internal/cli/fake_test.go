@@ -423,8 +423,10 @@ func (f *fake) DiskUsage(context.Context) ([]engine.Usage, error) { return f.usa
 func (f *fake) DiskDetail(context.Context) (engine.DiskDetail, error) {
 	return engine.DiskDetail{Images: f.images, Containers: f.containers, Volumes: f.volumes, BuildCache: f.cacheUse}, f.err
 }
-func (f *fake) Info(context.Context) (engine.Info, error)               { return f.info, f.err }
-func (f *fake) BuildCache(context.Context) ([]engine.CacheEntry, error) { return f.cache, f.err }
+func (f *fake) Info(context.Context) (engine.Info, error) { return f.info, f.err }
+func (f *fake) BuildCache(context.Context, engine.Filter) ([]engine.CacheEntry, error) {
+	return f.cache, f.err
+}
 
 func (f *fake) Check(_ context.Context, repair bool, found func(engine.Problem)) error {
 	for _, p := range f.problems {

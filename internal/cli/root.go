@@ -26,6 +26,8 @@ func aliases(e entry, group string) []string {
 	switch {
 	case e.name == "ls" && group == "container":
 		return []string{"list", "ps"}
+	case e.name == "build" && group == "buildx":
+		return []string{"b"}
 	case e.name == "ls":
 		return []string{"list"}
 	case e.name == "rm":
@@ -126,7 +128,7 @@ func readsInput(words []string) bool {
 	case "build", "load", "import", "cp", "login":
 		return true
 	case "image", "builder", "buildx", "container", "volume":
-		return second == "build" || second == "load" || second == "import" || second == "cp"
+		return second == "build" || second == "b" || second == "load" || second == "import" || second == "cp"
 	}
 	return false
 }

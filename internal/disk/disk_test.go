@@ -97,3 +97,23 @@ func TestSweepSparesWhatIsHeld(t *testing.T) {
 		t.Fatalf("left: %v", ents)
 	}
 }
+
+// A try that failed leaves nobody behind who waits and takes the lock for a moment when it is free.
+func TestTryLockDoesNotWait(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	for range 500 {
+		held, err := LockFile(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l, err := TryLock(path); l != nil || err != nil {
+			t.Fatalf("while it is held: %v, %v", l, err)
+		}
+		held.Unlock()
+		l, err := TryLock(path)
+		if l == nil || err != nil {
+			t.Fatalf("when it is free: %v, %v", l, err)
+		}
+		l.Unlock()
+	}
+}

@@ -6,6 +6,8 @@ import (
 	"io"
 	"sync"
 
+	"github.com/moby/moby/api/types/container"
+
 	"keg/internal/builder"
 	"keg/internal/fault"
 	"keg/internal/image"
@@ -33,9 +35,24 @@ type building struct {
 func (e *Engine) build(ctx context.Context, o builder.Options, b building) (_ *builder.Result, err error) {
 	runner := &stepRunner{roots: monitor.Roots{Root: e.opt.Root, Run: e.opt.Run}}
 	defer func() { err = errors.Join(err, runner.close()) }()
+	if err := checkLimits(&container.Resources{Memory: o.Limits.Memory, MemorySwap: o.Limits.MemorySwap, CPUShares: o.Limits.CPUShares}); err != nil {
+		return nil, err
+	}
+	known, done, err := layouts(&o)
+	defer done()
+	if err != nil {
+		return nil, err
+	}
+	var use *use
+	if len(known) > 0 {
+		if use, err = e.busy(ctx); err != nil {
+			return nil, err
+		}
+		defer use.end()
+	}
 	d := builder.Deps{
 		Store: e.store, Snapshots: e.snapshots, Steps: e.stepsDir(), Run: e.opt.Run,
-		Images: bases{e}, Runner: runner, Progress: b.progress, Import: b.from, Finish: b.finish,
+		Images: bases{e, use, known}, Runner: runner, Progress: b.progress, Import: b.from, Finish: b.finish,
 	}
 	if b.failed != nil {
 		d.Failed = func(ctx context.Context, f builder.Failure) { b.failed(ctx, FailedStep{f, runner}) }
@@ -87,15 +104,26 @@ func (e *Engine) CheckBuild(ctx context.Context, o builder.Options) (*builder.Ch
 }
 
 // bases finds the images of FROM and COPY --from for the builder.
-type bases struct{ e *Engine }
+type bases struct {
+	e       *Engine
+	use     *use
+	layouts map[string]layoutImage
+}
 
 func (b bases) Base(ctx context.Context, ref image.Reference, p image.Platform, pull bool) (builder.Base, error) {
-	f, err := b.e.base(ctx, ref, p, pull)
+	f, err := b.find(ctx, ref, p, pull)
 	if err != nil {
 		return builder.Base{}, err
 	}
 	cfg, err := b.e.config(f.ID)
 	return builder.Base{Ref: ref, Digest: f.Desc.Digest, ConfigID: f.ID, Config: cfg}, err
+}
+
+func (b bases) find(ctx context.Context, ref image.Reference, p image.Platform, pull bool) (found, error) {
+	if l, ok := b.layouts[ref.String()]; ok {
+		return b.e.fromLayout(ctx, b.use, ref, l, p)
+	}
+	return b.e.base(ctx, ref, p, pull)
 }
 
 // base is the image of that name: here and for the platform, else carried, else pulled.
@@ -144,7 +172,8 @@ func monitorStep(s builder.Step) monitor.Step {
 	}
 	return monitor.Step{Ulimits: limits,
 		Key: s.Key, Args: s.Args, Env: s.Env, Dir: s.Dir, User: s.User, Hostname: s.Hostname,
-		Network: s.Network, ExtraHosts: s.ExtraHosts, ShmSize: s.ShmSize, Stdin: s.Stdin, Mounts: mounts, Privileged: s.Privileged}
+		Network: s.Network, ExtraHosts: s.ExtraHosts, ShmSize: s.ShmSize, Stdin: s.Stdin, Mounts: mounts, Privileged: s.Privileged,
+		Limits: monitor.Limits(s.Limits)}
 }
 
 func (r *stepRunner) builder(ctx context.Context) (*monitor.Builder, error) {

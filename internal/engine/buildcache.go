@@ -4,10 +4,12 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/docker/go-units"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"keg/internal/builder"
 	"keg/internal/image"
@@ -30,20 +32,58 @@ type cached struct {
 }
 
 // BuildCache lists what the build cache keeps, last used first.
-func (e *Engine) BuildCache(ctx context.Context) ([]CacheEntry, error) {
+func (e *Engine) BuildCache(ctx context.Context, f Filter) ([]CacheEntry, error) {
+	o := PruneOptions{BuildCache: true, Filter: f}
+	if err := o.checkFilter(); err != nil {
+		return nil, err
+	}
+	until, err := f.until(time.Now())
+	if err != nil {
+		return nil, err
+	}
 	c, err := e.openCache()
 	if err != nil {
 		return nil, err
 	}
-	rows := make([]CacheEntry, len(c.list))
-	for i, it := range c.list {
-		rows[i] = c.entry(it, "last used "+since(it.Used))
+	rows := []CacheEntry{}
+	for _, it := range c.list {
+		row := c.entry(it, "last used "+since(it.Used))
 		if it.shared {
-			rows[i].Reason = "a layer of an image, " + rows[i].Reason
+			row.Reason = "a layer of an image, " + row.Reason
+		}
+		if f.entry(&row) && (until.IsZero() || it.Used.Before(until)) {
+			rows = append(rows, row)
 		}
 	}
 	slices.SortStableFunc(rows, func(a, b CacheEntry) int { return b.Used.Compare(a.Used) })
 	return rows, nil
+}
+
+// cacheFilters are those of docker buildx prune and du.
+var cacheFilters = []string{"unused-for", "id", "type", "description", "shared", "private", "mutable", "immutable", "inuse"}
+
+// Type is the kind of an entry in BuildKit's words.
+func (x *CacheEntry) Type() string {
+	switch x.Kind {
+	case builder.ItemStep:
+		return "regular"
+	case builder.ItemMount:
+		return "exec.cachemount"
+	case builder.ItemContext:
+		return "source.local"
+	}
+	return "internal"
+}
+
+// entry tells whether an entry of the build cache is meant. A flag of BuildKit's, such as shared, may stand without a value.
+func (f Filter) entry(x *CacheEntry) bool {
+	flag := func(key string, is bool) bool {
+		return !slices.ContainsFunc(f[key], func(v string) bool { return (v == "" || v == "true" || v == "1") != is })
+	}
+	return f.prefix("id", x.ID) && (f.exact("type", x.Type()) || f.exact("type", x.Kind)) &&
+		(len(f["description"]) == 0 || slices.ContainsFunc(f["description"], func(d string) bool { return strings.Contains(x.Description, d) })) &&
+		flag("shared", x.Shared) && flag("private", !x.Shared) && flag("inuse", false) &&
+		flag("mutable", x.Kind == builder.ItemMount) && flag("immutable", x.Kind != builder.ItemMount)
 }
 
 func since(t time.Time) string { return units.HumanDuration(time.Since(t)) + " ago" }
@@ -165,9 +205,15 @@ func (p *pruning) buildCache() error {
 	if err != nil {
 		return err
 	}
-	going, rows, _ := c.choose(p.o.MaxUsed, grace, func(it cached) string {
+	quota, err := p.quota(c.total())
+	if err != nil {
+		return err
+	}
+	going, rows, _ := c.choose(quota, grace, func(it cached) string {
 		switch {
 		case !p.old(it.Used), len(p.o.Filter["label"]) > 0:
+			return ""
+		case !p.o.Filter.entry(c.plain(it)):
 			return ""
 		case it.shared && !p.o.All:
 			return ""
@@ -185,6 +231,37 @@ func (p *pruning) buildCache() error {
 		}
 	}
 	return nil
+}
+
+// plain is an entry without its reason, for filters.
+func (c *cacheView) plain(it cached) *CacheEntry {
+	x := c.entry(it, "")
+	return &x
+}
+
+// quota is what the cache may keep of total; 0: there is no such bound. What is reserved is kept even when the disk
+// has less than is to be free.
+func (p *pruning) quota(total int64) (int64, error) {
+	o := p.o
+	if o.MaxUsed <= 0 && o.MinFree <= 0 && o.Reserved <= 0 {
+		return 0, nil
+	}
+	keep := total
+	if o.MaxUsed > 0 {
+		keep = min(keep, o.MaxUsed)
+	} else if o.MinFree <= 0 {
+		keep = min(keep, o.Reserved)
+	}
+	if o.MinFree > 0 {
+		var st unix.Statfs_t
+		if err := unix.Statfs(p.e.opt.Root, &st); err != nil {
+			return 0, err
+		}
+		if missing := o.MinFree - int64(st.Bavail)*st.Bsize; missing > 0 {
+			keep = min(keep, total-missing)
+		}
+	}
+	return max(keep, o.Reserved, 1), nil
 }
 
 // cacheUsage is what the build cache holds beside the images.

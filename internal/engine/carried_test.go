@@ -38,7 +38,7 @@ func TestCarriedImages(t *testing.T) {
 	if p, _, err := pull(t, e, "keg/hello"); err != nil || p.Newer {
 		t.Errorf("got %+v, %v", p, err)
 	}
-	b, err := bases{e}.Base(t.Context(), refs(t, "keg/shell")[0], image.Host(), true)
+	b, err := bases{e: e}.Base(t.Context(), refs(t, "keg/shell")[0], image.Host(), true)
 	if err != nil || len(b.Config.RootFS.DiffIDs) == 0 {
 		t.Errorf("got %+v, %v", b, err)
 	}

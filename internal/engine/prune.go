@@ -18,7 +18,9 @@ import (
 type PruneOptions struct {
 	All, Volumes bool
 	Filter       Filter
-	MaxUsed      int64 // bytes that the build cache may keep; 0: what is not kept by an image goes
+	// Bytes that the build cache may keep, that are to be free on the disk, that it keeps in any case. All 0: what is
+	// not kept by an image goes.
+	MaxUsed, MinFree, Reserved int64
 	// What to prune; all of them for system prune.
 	Containers, Networks, Images, BuildCache bool
 }
@@ -101,7 +103,7 @@ func (o *PruneOptions) checkFilter() error {
 	case o.Volumes && !o.Containers:
 		known = append(known, "all")
 	case o.BuildCache && !o.Images:
-		known = append(known, "unused-for")
+		known = append(known, cacheFilters...)
 	}
 	if err := o.Filter.only(known...); err != nil {
 		return err

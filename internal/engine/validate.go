@@ -31,6 +31,29 @@ func checkHost(c *container.Config, h *container.HostConfig) error {
 	if c.WorkingDir != "" && c.WorkingDir[0] != '/' {
 		return fault.Invalidf("the working directory '%s' is invalid, it needs to be an absolute path", c.WorkingDir)
 	}
+	if err := checkLimits(&h.Resources); err != nil {
+		return err
+	}
+	for dest := range h.Tmpfs {
+		if err := checkTmpfs(dest); err != nil {
+			return err
+		}
+	}
+	if !delegate.Own(h.Runtime) {
+		if _, err := delegate.Find(h.Runtime); err != nil {
+			return err
+		}
+	}
+	switch t := h.LogConfig.Type; t {
+	case "", "json-file", "local", "none":
+	default:
+		return fault.Unsupportedf("logger: no log driver named '%s' is registered; keg has json-file, local and none", t)
+	}
+	return nil
+}
+
+// checkLimits is about memory and processors.
+func checkLimits(h *container.Resources) error {
 	if m := h.Memory; m != 0 && m < 6<<20 {
 		return fault.Invalidf("Minimum memory limit allowed is 6MB")
 	}
@@ -47,21 +70,6 @@ func checkHost(c *container.Config, h *container.HostConfig) error {
 	}
 	if h.CPUShares < 0 {
 		return fault.Invalidf("invalid CPU shares (%d): value must be a positive integer", h.CPUShares)
-	}
-	for dest := range h.Tmpfs {
-		if err := checkTmpfs(dest); err != nil {
-			return err
-		}
-	}
-	if !delegate.Own(h.Runtime) {
-		if _, err := delegate.Find(h.Runtime); err != nil {
-			return err
-		}
-	}
-	switch t := h.LogConfig.Type; t {
-	case "", "json-file", "local", "none":
-	default:
-		return fault.Unsupportedf("logger: no log driver named '%s' is registered; keg has json-file, local and none", t)
 	}
 	return nil
 }

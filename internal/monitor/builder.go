@@ -231,6 +231,9 @@ func (s *steps) serve(ctx context.Context, l *link) {
 // lock on one tells that its step lives.
 const stepPrefix = "step-"
 
+// stepGroup, in such a directory, says which cgroup is the step's when it is not below ours.
+const stepGroup = "cgroup"
+
 // sweepSteps takes away what steps left whose process was killed.
 func sweepSteps(r Roots) {
 	ents, err := os.ReadDir(r.Run)
@@ -247,7 +250,8 @@ func sweepSteps(r Roots) {
 			continue
 		}
 		if unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			if err := sweepRemains(context.Background(), r, id); err != nil {
+			group, _ := os.ReadFile(filepath.Join(d.Name(), stepGroup))
+			if err := sweepRemains(context.Background(), r, id, string(group)); err != nil {
 				complain(err)
 			}
 			os.RemoveAll(d.Name())
@@ -260,6 +264,9 @@ func sweepSteps(r Roots) {
 func (s Step) record() *container.Record {
 	host := &dcontainer.HostConfig{NetworkMode: dcontainer.NetworkMode(s.Network), ExtraHosts: s.ExtraHosts, ShmSize: s.ShmSize,
 		Privileged: s.Privileged, AutoRemove: true}
+	l := s.Limits
+	host.Resources = dcontainer.Resources{Memory: l.Memory, MemorySwap: l.MemorySwap, CPUShares: l.CPUShares, CPUPeriod: l.CPUPeriod,
+		CPUQuota: l.CPUQuota, CpusetCpus: l.CpusetCpus, CpusetMems: l.CpusetMems, CgroupParent: l.CgroupParent}
 	r := &container.Record{ID: container.NewID(), Host: host,
 		Config: &dcontainer.Config{Cmd: s.Args, Env: s.Env, WorkingDir: s.Dir, User: s.User, Hostname: s.Hostname}}
 	r.Name = "build-" + r.ID[:12]
@@ -292,6 +299,11 @@ func (s *steps) run(ctx context.Context, st Step, k *keyboard, put func([]byte))
 		return 0, err
 	}
 	defer dir.Remove()
+	if st.Limits.CgroupParent != "" {
+		if err := os.WriteFile(filepath.Join(dir.Path, stepGroup), []byte(cgroupPath(m.rec)), 0o600); err != nil {
+			return 0, err
+		}
+	}
 	r := &run{id: m.id, root: -1, files: nil, done: make(chan struct{})}
 	defer func() {
 		r.freeFiles()

@@ -64,12 +64,21 @@ type Step struct {
 	Stdin      []byte
 	Mounts     []Mount
 	Ulimits    []Ulimit
+	Limits     Limits
 	Privileged bool
 	Terminal   *Size // it has a terminal of this size, and whoever asked for it types there
 }
 
 // Size of a terminal.
 type Size struct{ Rows, Cols uint16 }
+
+// Limits of a step, as in a HostConfig.
+type Limits struct {
+	Memory, MemorySwap             int64
+	CPUShares, CPUPeriod, CPUQuota int64
+	CpusetCpus, CpusetMems         string
+	CgroupParent                   string
+}
 
 // Ulimit of a step.
 type Ulimit struct {

@@ -132,7 +132,7 @@ func ReapAll(ctx context.Context, r Roots) error {
 
 // sweepRemains takes away the live things of container id, whose lock the caller holds. No process is
 // found by its number: only the container's own cgroup is emptied.
-func sweepRemains(ctx context.Context, r Roots, id string) error {
+func sweepRemains(ctx context.Context, r Roots, id string, groups ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	paths := []string{"keg/" + id}
@@ -140,7 +140,10 @@ func sweepRemains(ctx context.Context, r Roots, id string) error {
 	if st, err := s.State(id); err == nil && st.CgroupPath != "" && st.CgroupPath != paths[0] {
 		paths = append(paths, st.CgroupPath)
 	}
-	for _, p := range paths {
+	for _, p := range append(paths, groups...) {
+		if p == "" {
+			continue
+		}
 		g, err := cgroup.Open(p)
 		if err != nil {
 			return err
