@@ -32,37 +32,69 @@ func PutVolatile(path string, data []byte, perm fs.FileMode) error {
 }
 
 func put(path string, data []byte, perm fs.FileMode, durable bool) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	p, err := Prepare(path, data, perm)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
-	if _, err = f.Write(data); err != nil {
-		return err
-	}
-	if err = f.Chmod(perm); err != nil {
-		return err
-	}
+	defer p.Drop()
 	if durable {
-		if err = f.Sync(); err != nil {
+		if err := p.Sync(); err != nil {
 			return err
 		}
 	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
+	if err := p.Rename(); err != nil {
 		return err
 	}
 	if durable {
 		return SyncDir(filepath.Dir(path))
 	}
 	return nil
+}
+
+// Pending is a file that is written and waits for its name, so that several can be flushed at once and
+// then named in order. Put is Prepare, Sync, Rename and SyncDir.
+type Pending struct {
+	f    *os.File // nil: it has its name, or is gone
+	path string
+}
+
+// Prepare writes data beside path.
+func Prepare(path string, data []byte, perm fs.FileMode) (*Pending, error) {
+	f, err := os.CreateTemp(filepath.Dir(path), tempPrefix+"*")
+	if err != nil {
+		return nil, err
+	}
+	p := &Pending{f, path}
+	if _, err = f.Write(data); err == nil {
+		err = f.Chmod(perm)
+	}
+	if err != nil {
+		p.Drop()
+		return nil, err
+	}
+	return p, nil
+}
+
+// Sync flushes the bytes.
+func (p *Pending) Sync() error { return p.f.Sync() }
+
+// Rename gives the file its name; SyncDir makes that durable.
+func (p *Pending) Rename() error {
+	if err := os.Rename(p.f.Name(), p.path); err != nil {
+		return err
+	}
+	f := p.f
+	p.f = nil
+	return f.Close()
+}
+
+// Drop deletes what has no name yet.
+func (p *Pending) Drop() {
+	if p.f != nil {
+		p.f.Close()
+		os.Remove(p.f.Name())
+		p.f = nil
+	}
 }
 
 // PutJSON is Put of v's JSON, mode 0600.
@@ -121,4 +153,6 @@ func SyncFS(path string) error {
 
 // IsTemp reports whether a directory entry is an unfinished Put; readers of a
 // directory skip these.
-func IsTemp(name string) bool { return strings.HasPrefix(name, ".tmp-") }
+func IsTemp(name string) bool { return strings.HasPrefix(name, tempPrefix) }
+
+const tempPrefix = ".tmp-"

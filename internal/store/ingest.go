@@ -231,6 +231,10 @@ func (w *ingest) Truncate(size int64) error {
 }
 
 func (w *ingest) Commit(ctx context.Context, size int64, want digest.Digest) (digest.Digest, error) {
+	return w.commit(ctx, size, want, w.publish)
+}
+
+func (w *ingest) commit(ctx context.Context, size int64, want digest.Digest, publish func(digest.Digest) error) (digest.Digest, error) {
 	defer w.lock.Close()
 	defer w.f.Close()
 	d, err := w.verify(size, want)
@@ -243,7 +247,7 @@ func (w *ingest) Commit(ctx context.Context, size int64, want digest.Digest) (di
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
-	if err := w.publish(d); err != nil {
+	if err := publish(d); err != nil {
 		return "", fmt.Errorf("store blob %s: %w", d, err)
 	}
 	return d, nil
@@ -273,24 +277,39 @@ func (w *ingest) verify(size int64, want digest.Digest) (digest.Digest, error) {
 
 // publish: bytes, then the name, then the directory that holds the name.
 func (w *ingest) publish(d digest.Digest) error {
+	if err := w.show(d); err != nil {
+		return err
+	}
+	return disk.SyncDir(filepath.Dir(w.s.blobPath(d)))
+}
+
+// show is publish without the last step: the blob is whole and has its name, which a power cut may take
+// away again until the directory is synced.
+func (w *ingest) show(d digest.Digest) error {
 	if size, err := w.s.Stat(d); err == nil && size == w.size {
 		w.s.touch(d)
 		return os.RemoveAll(w.dir)
 	}
+	if err := w.flush(); err != nil {
+		return err
+	}
+	return w.place(d)
+}
+
+func (w *ingest) flush() error {
 	if err := w.f.Chmod(0o444); err != nil {
 		return err
 	}
-	if err := w.f.Sync(); err != nil {
-		return err
-	}
+	return w.f.Sync()
+}
+
+// place names what was flushed.
+func (w *ingest) place(d digest.Digest) error {
 	// A blob of another length under this digest is damaged; the rename heals it.
 	if err := os.Rename(w.f.Name(), w.s.blobPath(d)); err != nil {
 		return err
 	}
 	w.s.touch(d)
-	if err := disk.SyncDir(filepath.Dir(w.s.blobPath(d))); err != nil {
-		return err
-	}
 	return os.RemoveAll(w.dir)
 }
 

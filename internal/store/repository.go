@@ -5,7 +5,9 @@
 package store
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +18,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"keg/internal/disk"
@@ -245,7 +248,8 @@ func (r *Repositories) FinishUpload(ctx context.Context, repo, id string, at int
 		w.leave()
 		return err
 	}
-	if _, err := w.Commit(ctx, -1, want); err != nil {
+	// The name becomes durable with the manifest that needs it (PutManifest).
+	if _, err := w.commit(ctx, -1, want, w.show); err != nil {
 		return err
 	}
 	return r.addBlob(repo, want)
@@ -275,39 +279,173 @@ func (r *Repositories) ReadManifest(ctx context.Context, repo string, desc image
 }
 
 // PutManifest stores a document that the caller has checked, under its digest and the
-// tags, and lists it with the referrers of subject unless that is "". Order: blobs' links,
-// document, referrer, digest, tags; each durable before the next.
+// tags, and lists it with the referrers of subject unless that is "". Order: blobs and their links, with the
+// bytes of what follows; document, referrer and digest; tags. Each step is durable before the next,
+// and what a step writes is flushed together: a disk takes as long for one as for many.
 func (r *Repositories) PutManifest(ctx context.Context, repo string, desc image.Descriptor, doc []byte, subject digest.Digest, tags []string) error {
 	dir, err := r.dir(repo)
 	if err != nil {
 		return err
 	}
-	if err := disk.SyncDir(filepath.Join(dir, blobsDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := checkDigest(desc.Digest); err != nil {
 		return err
 	}
-	if _, err := r.s.PutAs(ctx, desc.Digest, doc); err != nil {
+	now := time.Now().UTC()
+	names, err := r.namesOf(dir, repo, desc, subject, tags)
+	if err != nil {
 		return err
 	}
+	defer func() {
+		for _, n := range names {
+			n.drop()
+		}
+	}()
+	var w *ingest
+	blobs := []string{filepath.Join(dir, blobsDir)}
+	for _, a := range []digest.Algorithm{digest.SHA256, digest.SHA512} {
+		if bytes.Contains(doc, []byte(a)) {
+			blobs = append(blobs, r.s.path("blobs", string(a)))
+		}
+	}
+	err = together(
+		func() error { return each(blobs, func(dir string) error { return notExistIsFine(disk.SyncDir(dir)) }) },
+		func() (err error) { w, err = r.s.writeDocument(ctx, desc.Digest, doc); return err },
+		func() error { return each(names, func(n *naming) error { return n.write(r.s, now) }) },
+	)
+	if w != nil {
+		defer w.lock.Close()
+		defer w.f.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("store manifest %s: %w", desc.Digest, err)
+	}
+	if w != nil {
+		err := w.place(desc.Digest)
+		w.lock.Close() // others may wait with the same document
+		if err != nil {
+			return fmt.Errorf("store manifest %s: %w", desc.Digest, err)
+		}
+	}
+	pointers := len(names) - len(tags)
+	if err := settle(names[:pointers], filepath.Dir(r.s.blobPath(desc.Digest))); err != nil {
+		return err
+	}
+	return settle(names[pointers:])
+}
+
+// naming is one record of a manifest.
+type naming struct {
+	path string
+	desc image.Descriptor
+	file *disk.Pending
+}
+
+// namesOf lists the records of a manifest: the referrer of its subject, its digest, its tags.
+func (r *Repositories) namesOf(dir, repo string, desc image.Descriptor, subject digest.Digest, tags []string) (names []*naming, err error) {
 	if subject != "" {
 		if err := checkDigest(subject); err != nil {
-			return err
+			return nil, err
 		}
-		path := filepath.Join(dir, referrersDir, subject.Encoded(), desc.Digest.Encoded())
-		if err := r.s.putRecord(path, record{recordVersion, time.Now().UTC(), desc}); err != nil {
-			return err
-		}
+		names = append(names, &naming{path: filepath.Join(dir, referrersDir, subject.Encoded(), desc.Digest.Encoded()), desc: desc})
 	}
-	if err := r.s.Tag(r.ref(repo).WithDigest(desc.Digest), plain(desc)); err != nil {
-		return err
-	}
+	refs := []image.Reference{r.ref(repo).WithDigest(desc.Digest)}
 	for _, t := range tags {
 		ref := r.ref(repo)
 		ref.Tag = t
-		if err := r.s.Tag(ref, plain(desc)); err != nil {
-			return err
+		refs = append(refs, ref)
+	}
+	for _, ref := range refs {
+		path, err := r.s.namePath(ref)
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, &naming{path: path, desc: plain(desc)})
+	}
+	return names, nil
+}
+
+// write prepares the record's file and flushes it.
+func (n *naming) write(s *Store, now time.Time) error {
+	b, err := json.Marshal(record{recordVersion, now, n.desc})
+	if err != nil {
+		return err
+	}
+	err = s.inDir(filepath.Dir(n.path), func() (err error) {
+		n.file, err = disk.Prepare(n.path, b, 0o600)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return n.file.Sync()
+}
+
+func (n *naming) drop() {
+	if n.file != nil {
+		n.file.Drop()
+	}
+}
+
+// settle gives the records their names and makes them durable, with the names in dirs.
+func settle(names []*naming, dirs ...string) error {
+	for _, n := range names {
+		if err := n.file.Rename(); err != nil {
+			return fmt.Errorf("name %s: %w", n.desc.Digest, err)
+		}
+		if dir := filepath.Dir(n.path); !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
 		}
 	}
-	return nil
+	// A directory that is gone again held nothing any more: a deletion has come between.
+	return each(dirs, func(dir string) error { return notExistIsFine(disk.SyncDir(dir)) })
+}
+
+// writeDocument writes and flushes a document that has no name yet; nil when it is there.
+func (s *Store) writeDocument(ctx context.Context, d digest.Digest, data []byte) (*ingest, error) {
+	if got := sum(d.Algorithm(), data); got != d {
+		return nil, fault.Invalidf("document has digest %s, not %s", got, d)
+	}
+	there := func() bool {
+		size, err := s.Stat(d)
+		return err == nil && size == int64(len(data)) && s.touch(d)
+	}
+	if there() {
+		return nil, nil
+	}
+	w, err := s.ingest(ctx, string(d), true)
+	if err != nil {
+		return nil, err
+	}
+	if there() { // another request was faster
+		return nil, w.Abort()
+	}
+	if err = w.Truncate(0); err == nil {
+		_, err = w.Write(data)
+	}
+	if err == nil {
+		err = w.flush()
+	}
+	if err != nil {
+		return nil, errors.Join(err, w.Abort())
+	}
+	return w, nil
+}
+
+// together runs all of them at once.
+func together(all ...func() error) error {
+	return each(all, func(f func() error) error { return f() })
+}
+
+// each runs do for all of list at once.
+func each[T any](list []T, do func(T) error) error {
+	if len(list) == 1 {
+		return do(list[0])
+	}
+	var g errgroup.Group
+	for _, v := range list {
+		g.Go(func() error { return do(v) })
+	}
+	return g.Wait()
 }
 
 // plain is the descriptor without what only a list of referrers tells.
