@@ -38,7 +38,7 @@ bench: build ## beside runc and Docker, medians of interleaved runs
 	$(GO) run ./test/bench -keg bin/keg
 
 soak: build ## the long forms of the tests
-	KEG_SOAK=1 $(GO) test -count=1 -timeout 4h ./test/...
+	KEG_SOAK=1 $(GO) test -count=1 -timeout 4h ./test/... ./internal/engine ./internal/registry ./internal/store
 
 release: ## dist/keg-linux-{amd64,arm64} with checksums
 	mkdir -p dist

@@ -18,6 +18,7 @@ import (
 	"keg/internal/builder"
 	"keg/internal/fault"
 	"keg/internal/image"
+	"keg/internal/registry"
 )
 
 // mediaCache is the config of a cache's manifest.
@@ -97,7 +98,7 @@ func (e *Engine) importCache(ctx context.Context, c Cache) (*elsewhere, error) {
 		if err != nil {
 			return nil, err
 		}
-		desc = target
+		desc = registry.Unsized(target)
 		read = func(d image.Descriptor) ([]byte, error) {
 			if image.IsIndex(d.MediaType) || image.IsManifest(d.MediaType) {
 				return e.remote.Manifest(ctx, c.Ref, d)

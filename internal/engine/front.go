@@ -146,7 +146,7 @@ func (e *Engine) Distribution(ctx context.Context, ref image.Reference) (image.D
 	if err != nil {
 		return d, nil, err
 	}
-	doc, err := e.remote.Manifest(ctx, ref, d)
+	doc, err := e.remote.Manifest(ctx, ref, registry.Unsized(d))
 	if err != nil {
 		return d, nil, err
 	}

@@ -17,6 +17,7 @@ import (
 	"keg/internal/disk"
 	"keg/internal/fault"
 	"keg/internal/image"
+	"keg/internal/registry"
 )
 
 // RemoteImage is one image of what a name in a registry points at.
@@ -34,7 +35,8 @@ func (e *Engine) RemoteManifest(ctx context.Context, ref image.Reference) (image
 	if err != nil {
 		return desc, nil, err
 	}
-	doc, err := e.remote.Manifest(ctx, ref, desc)
+	doc, err := e.remote.Manifest(ctx, ref, registry.Unsized(desc))
+	desc.Size = int64(len(doc))
 	return desc, doc, err
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"keg/internal/fault"
 	"keg/internal/image"
+	"keg/internal/registry"
 	"keg/internal/snapshot"
 	"keg/internal/store"
 )
@@ -63,7 +64,7 @@ func (e *Engine) Pull(ctx context.Context, ref image.Reference, o PullOptions) (
 	}
 	say(PullEvent{ID: what, Status: "Pulling from " + ref.Repository})
 	before, _ := e.store.Resolve(ref)
-	desc, err := e.fetch(ctx, use, ref, target, o.Platform, say)
+	desc, err := e.fetch(ctx, use, ref, registry.Unsized(target), o.Platform, say)
 	if err != nil {
 		return Pulled{}, err
 	}

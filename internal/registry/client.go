@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"time"
@@ -17,6 +18,9 @@ type Config struct {
 	Accounts     []Account // to use with their registries in place of saved credentials
 	Insecure     []string  // registries allowed over plain HTTP beside loopback
 	SystemDir    string    // "" = /etc
+
+	Backoff time.Duration // before a request is tried again, at first; 0 = a quarter of a second
+	Stall   time.Duration // how long nothing may come; 0 = 20 seconds
 }
 
 // Client talks to registries. It may be used by many goroutines at once.
@@ -49,7 +53,7 @@ func NewClient(c Config) *Client {
 	}
 	return &Client{
 		cfg:       c,
-		patient:   patience{attempts: 5, backoff: 250 * time.Millisecond, longest: time.Minute, stall: 20 * time.Second},
+		patient:   patience{attempts: 6, backoff: cmp.Or(c.Backoff, 250*time.Millisecond), longest: time.Minute, stall: cmp.Or(c.Stall, 20*time.Second)},
 		endpoints: map[endpointKey]*endpoint{},
 		mirrors:   sync.OnceValues(func() (*mirrorTable, error) { return readMirrors(c) }),
 	}

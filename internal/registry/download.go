@@ -36,7 +36,7 @@ func (c *Client) Blob(ctx context.Context, ref image.Reference, d image.Descript
 	}
 	var b *blobReader
 	err = c.try(ref, true, func(p place) error {
-		b = &blobReader{ctx: ctx, place: p, desc: d, off: offset}
+		b = &blobReader{ctx: ctx, place: p, desc: d, off: offset, failures: c.patient.effort()}
 		return b.reopen()
 	})
 	if err != nil {
@@ -63,7 +63,7 @@ type blobReader struct {
 	body     *watch
 	skip     int64 // bytes of body before off
 	started  bool  // something was returned: the offset cannot go back any more
-	failures int   // since there was progress
+	failures *effort
 	since    int64 // off at the last failure
 	err      error
 }
@@ -138,16 +138,17 @@ func (b *blobReader) pause(cause error) error {
 		return err
 	}
 	if b.off-b.since >= enough {
-		b.failures = 0
+		b.failures.anew()
 	}
 	b.since = b.off
-	b.failures++
-	pt := b.place.c.patient
-	if b.failures >= pt.limit(cause) {
+	if b.failures.spent(cause) {
+		if errors.Is(cause, errDamaged) {
+			return cause
+		}
 		return fault.Unavailablef("blob %s: registry %s: connection lost at byte %d of %d, %d times in a row: %w; what arrived is kept, try again",
-			b.desc.Digest, b.place.name(), b.off, b.desc.Size, b.failures, cause)
+			b.desc.Digest, b.place.name(), b.off, b.desc.Size, b.failures.tries, cause)
 	}
-	return sleep(b.ctx, jitter(pt.backoff<<(b.failures-1)))
+	return sleep(b.ctx, b.failures.pause())
 }
 
 // reopen asks again, also when the answer was not to the question. Patience with the
@@ -155,7 +156,7 @@ func (b *blobReader) pause(cause error) error {
 func (b *blobReader) reopen() error {
 	for {
 		err := b.open()
-		if !errors.Is(err, errWrongRange) {
+		if !errors.Is(err, errDamaged) {
 			return err
 		}
 		if err := b.pause(err); err != nil {
@@ -163,8 +164,6 @@ func (b *blobReader) reopen() error {
 		}
 	}
 }
-
-var errWrongRange = errors.New("the answer is another range than the one asked for")
 
 // open asks for the rest from off. A server that ignores Range sends all: if nothing was
 // returned yet, off becomes 0 and the caller is told; later the known part is skipped.
@@ -196,7 +195,7 @@ func (b *blobReader) accept(resp *http.Response) error {
 		start, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
 		switch {
 		case !ok || start != b.off:
-			return fmt.Errorf("registry %s: %w: %q", b.place.name(), errWrongRange, printable(resp.Header.Get("Content-Range")))
+			return &damaged{fmt.Errorf("registry %s: the answer is another range than the one asked for: %q", b.place.name(), printable(resp.Header.Get("Content-Range")))}
 		case total >= 0 && total != b.desc.Size:
 			return b.wrongSize(total)
 		}
@@ -214,7 +213,7 @@ func (b *blobReader) accept(resp *http.Response) error {
 }
 
 func (b *blobReader) wrongSize(n int64) error {
-	return fault.Invalidf("blob %s has %d bytes in its manifest and %d in registry %s", b.desc.Digest, b.desc.Size, n, b.place.name())
+	return &damaged{fault.Invalidf("blob %s has %d bytes in its manifest and %d in registry %s", b.desc.Digest, b.desc.Size, n, b.place.name())}
 }
 
 // parseContentRange reads "bytes 5-9/10"; total is -1 for "*".

@@ -35,7 +35,8 @@ func manifestPath(ref image.Reference) string {
 	return "/manifests/" + ref.Tag
 }
 
-// Resolve returns the descriptor that ref points at, by HEAD, else GET. A missing image is
+// Resolve returns the descriptor that ref points at, by HEAD, else GET. Its Size is what the registry says:
+// the digest alone is proof (see Unsized). A missing image is
 // fault.NotFound, or Denied with the registry's answer and whether logging in could help.
 func (c *Client) Resolve(ctx context.Context, ref image.Reference) (image.Descriptor, error) {
 	if ref.Tag == "" && ref.Digest == "" {
@@ -43,6 +44,12 @@ func (c *Client) Resolve(ctx context.Context, ref image.Reference) (image.Descri
 	}
 	desc, err := c.resolve(ctx, ref)
 	return desc, c.searched(ctx, ref, pullError(ref, err), err)
+}
+
+// Unsized is a descriptor whose size nobody has vouched for.
+func Unsized(d image.Descriptor) image.Descriptor {
+	d.Size = 0
+	return d
 }
 
 // resolve is Resolve with the registry's own error.
@@ -91,28 +98,27 @@ func knownType(ref image.Reference, mediaType string) error {
 
 // getManifest fetches and verifies a document by ref's digest, else its tag.
 func getManifest(ctx context.Context, p place, ref image.Reference, once bool) ([]byte, image.Descriptor, error) {
-	resp, err := p.do(ctx, call{method: http.MethodGet, path: p.path(manifestPath(ref)), scopes: pullScope(p),
-		header: http.Header{"Accept": {accept}}, want: []int{http.StatusOK}, once: once})
-	if err != nil {
-		return nil, image.Descriptor{}, err
+	var desc image.Descriptor
+	c := call{method: http.MethodGet, path: p.path(manifestPath(ref)), scopes: pullScope(p),
+		header: http.Header{"Accept": {accept}}, want: []int{http.StatusOK}, once: once}
+	doc, err := p.document(ctx, c, image.MaxManifest, func(resp *http.Response, doc []byte) (err error) {
+		desc = image.Descriptor{Digest: digestLike(ref.Digest, doc), Size: int64(len(doc))}
+		if ref.Digest != "" && desc.Digest != ref.Digest {
+			return &damaged{fault.Invalidf("registry %s sent a manifest with digest %s for %s", p.name(), desc.Digest, ref.Familiar())}
+		}
+		if d, ok := parseDigest(resp.Header.Get("Docker-Content-Digest")); ok && d.Algorithm() == desc.Digest.Algorithm() && d != desc.Digest {
+			return &damaged{fault.Invalidf("registry %s sent a manifest with digest %s and says it is %s", p.name(), desc.Digest, d)}
+		}
+		if desc.MediaType, err = documentType(doc, baseType(resp.Header.Get("Content-Type"))); err != nil {
+			return fmt.Errorf("manifest of %s: %w", ref.Familiar(), err)
+		}
+		return knownType(ref, desc.MediaType)
+	})
+	var r *refusal
+	if err != nil && !errors.As(err, &r) && !strings.Contains(err.Error(), ref.Familiar()) {
+		err = fmt.Errorf("manifest of %s: %w", ref.Familiar(), err)
 	}
-	defer resp.Body.Close()
-	doc, err := readDocument(p.endpoint, resp, image.MaxManifest)
-	if err != nil {
-		return nil, image.Descriptor{}, fmt.Errorf("manifest of %s: %w", ref.Familiar(), err)
-	}
-	desc := image.Descriptor{Digest: digestLike(ref.Digest, doc), Size: int64(len(doc))}
-	if ref.Digest != "" && desc.Digest != ref.Digest {
-		return nil, desc, fault.Invalidf("registry %s sent a manifest with digest %s for %s", p.name(), desc.Digest, ref.Familiar())
-	}
-	if d, ok := parseDigest(resp.Header.Get("Docker-Content-Digest")); ok && d.Algorithm() == desc.Digest.Algorithm() && d != desc.Digest {
-		return nil, desc, fault.Invalidf("registry %s sent a manifest with digest %s and says it is %s", p.name(), desc.Digest, d)
-	}
-	desc.MediaType, err = documentType(doc, baseType(resp.Header.Get("Content-Type")))
-	if err != nil {
-		return nil, desc, fmt.Errorf("manifest of %s: %w", ref.Familiar(), err)
-	}
-	return doc, desc, knownType(ref, desc.MediaType)
+	return doc, desc, err
 }
 
 // readDocument reads a body of at most limit bytes that is not encoded in any way.
@@ -128,7 +134,7 @@ func readDocument(ep *endpoint, resp *http.Response, limit int64) ([]byte, error
 	defer watch.stop()
 	b, err := io.ReadAll(io.LimitReader(watch, limit+1))
 	if err != nil {
-		return nil, ep.unreachable(err)
+		return nil, &transportError{ep.unreachable(err)}
 	}
 	if int64(len(b)) > limit {
 		return nil, tooLarge
@@ -230,7 +236,7 @@ func (c *Client) Fetch(ctx context.Context, ref image.Reference, platform image.
 	if err != nil {
 		return nil, err
 	}
-	r := &Remote{Ref: ref, Root: root, Desc: root}
+	r := &Remote{Ref: ref, Root: root, Desc: Unsized(root)}
 	get := func(d image.Descriptor, limit int64, fetch func(context.Context, image.Reference, image.Descriptor) ([]byte, error)) ([]byte, error) {
 		if known != nil {
 			if b, err := known(d.Digest, limit); err == nil {
@@ -243,6 +249,9 @@ func (c *Client) Fetch(ctx context.Context, ref image.Reference, platform image.
 		doc, err := get(r.Desc, image.MaxManifest, c.Manifest)
 		if err != nil {
 			return nil, err
+		}
+		if r.Desc.Size = int64(len(doc)); r.Desc.Digest == root.Digest {
+			r.Root.Size = r.Desc.Size
 		}
 		if !image.IsIndex(r.Desc.MediaType) {
 			r.RawManifest = doc
@@ -321,27 +330,26 @@ func (c *Client) tags(ctx context.Context, ref image.Reference) ([]string, error
 }
 
 func tagPage(ctx context.Context, p place, path string) (tags []string, next string, err error) {
-	resp, err := p.do(ctx, call{method: http.MethodGet, path: path, scopes: pullScope(p), want: []int{http.StatusOK}})
-	if err != nil {
-		return nil, "", err
-	}
-	defer resp.Body.Close()
-	b, err := readDocument(p.endpoint, resp, 64<<20)
-	if err != nil {
-		return nil, "", fmt.Errorf("list of tags: %w", err)
-	}
 	var list struct {
 		Tags []string `json:"tags"`
 	}
-	if err := json.Unmarshal(b, &list); err != nil {
-		return nil, "", fault.Invalidf("list of tags of registry %s: %w", p.name(), err)
+	c := call{method: http.MethodGet, path: path, scopes: pullScope(p), want: []int{http.StatusOK}}
+	_, err = p.document(ctx, c, 64<<20, func(resp *http.Response, b []byte) error {
+		if err := json.Unmarshal(b, &list); err != nil {
+			return &damaged{fault.Invalidf("list of tags of registry %s: %w", p.name(), err)}
+		}
+		next = nextLink(resp.Header.Get("Link"))
+		return nil
+	})
+	if err != nil {
+		return nil, "", err
 	}
 	for _, t := range list.Tags {
 		if validTag(t) { // others cannot be pulled, nor printed
 			tags = append(tags, t)
 		}
 	}
-	return tags, nextLink(resp.Header.Get("Link")), nil
+	return tags, next, nil
 }
 
 // nextLink reads `<url>; rel="next"`. Only its path and query are followed, at the same
@@ -366,27 +374,29 @@ const maxReferrers = 1000
 func (c *Client) Referrers(ctx context.Context, ref image.Reference, d digest.Digest) ([]image.Descriptor, error) {
 	var found []image.Descriptor
 	err := c.try(ref, true, func(p place) error {
-		resp, err := p.do(ctx, call{method: http.MethodGet, path: p.path("/referrers/" + string(d)), scopes: pullScope(p),
-			header: http.Header{"Accept": {image.MediaIndex}}, want: []int{http.StatusOK}})
+		var x *image.Index
+		parse := func(_ *http.Response, doc []byte) (err error) {
+			if x, err = image.ParseIndex(doc); err != nil {
+				return &damaged{fmt.Errorf("referrers of %s: %w", d, err)}
+			}
+			return nil
+		}
+		_, err := p.document(ctx, call{method: http.MethodGet, path: p.path("/referrers/" + string(d)), scopes: pullScope(p),
+			header: http.Header{"Accept": {image.MediaIndex}}, want: []int{http.StatusOK}}, image.MaxManifest, parse)
 		var r *refusal
-		var doc []byte
-		switch {
-		case errors.As(err, &r) && (r.status == http.StatusNotFound || r.status == http.StatusMethodNotAllowed):
+		if errors.As(err, &r) && (r.status == http.StatusNotFound || r.status == http.StatusMethodNotAllowed) {
 			fallback := ref
 			fallback.Tag, fallback.Digest = referrersTag(d), ""
+			var doc []byte
 			if doc, _, err = getManifest(ctx, p, fallback, false); errors.As(err, &r) && r.status == http.StatusNotFound {
 				return nil
 			}
-		case err == nil:
-			defer resp.Body.Close()
-			doc, err = readDocument(p.endpoint, resp, image.MaxManifest)
+			if err == nil {
+				err = parse(nil, doc)
+			}
 		}
 		if err != nil {
 			return err
-		}
-		x, err := image.ParseIndex(doc)
-		if err != nil {
-			return fmt.Errorf("referrers of %s: %w", d, err)
 		}
 		if len(x.Manifests) > maxReferrers {
 			return fault.Invalidf("registry %s lists %d referrers of %s; %d are allowed", p.name(), len(x.Manifests), d, maxReferrers)

@@ -158,7 +158,7 @@ func (m *mirror) refresh(ctx context.Context, up *Upstream, repo, tag string, d 
 		return have, nil
 	}
 	m.metrics.cacheMisses.Add(1)
-	doc, err := m.client.Manifest(ctx, ref, desc)
+	doc, err := m.client.Manifest(ctx, ref, Unsized(desc))
 	if err != nil {
 		return have, err
 	}

@@ -39,7 +39,7 @@ const maxRedirects = 10
 // do sends a call until it is answered. The caller closes the body. The error is a *refusal when
 // the registry answered otherwise.
 func (ep *endpoint) do(ctx context.Context, c call) (*http.Response, error) {
-	for attempt := 1; ; attempt++ {
+	for e := ep.c.patient.effort(); ; {
 		resp, err := ep.attempt(ctx, c)
 		if err == nil && slices.Contains(c.want, resp.StatusCode) {
 			return resp, nil
@@ -50,32 +50,52 @@ func (ep *endpoint) do(ctx context.Context, c call) (*http.Response, error) {
 		if c.once {
 			return nil, err
 		}
-		if err := ep.c.patient.wait(ctx, attempt, err); err != nil {
+		if err := e.again(ctx, err); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// wait sleeps before the next attempt, at least as long as the registry asks for. When there
-// should be none it returns err, the last one's.
-func (p patience) wait(ctx context.Context, attempt int, err error) error {
-	var pause time.Duration
-	var r *refusal
-	if errors.As(err, &r) {
-		pause = r.wait
-	}
-	if attempt >= p.limit(err) || !worthRetry(ctx, err) || pause > p.longest {
-		return err
-	}
-	return sleep(ctx, max(pause, jitter(p.backoff<<(attempt-1))))
+// effort is what was spent on one thing that is wanted.
+type effort struct {
+	patience
+	tries, costly int
 }
 
-// limit is how often to try after err: what stalled has cost the stall time already.
-func (p patience) limit(err error) int {
+func (p patience) effort() *effort { return &effort{patience: p} }
+
+// costlyTries is how often something is tried that has cost the stall time each time.
+const costlyTries = 3
+
+// spent counts a failure and reports whether patience is at its end.
+func (e *effort) spent(err error) bool {
+	e.tries++
 	if errors.Is(err, errStalled) {
-		return min(p.attempts, 3)
+		e.costly++
 	}
-	return p.attempts
+	return e.tries >= e.attempts || e.costly >= costlyTries
+}
+
+// anew forgets failures: there was progress.
+func (e *effort) anew() { e.tries, e.costly = 0, 0 }
+
+// pause is how long to wait before the next try.
+func (e *effort) pause() time.Duration { return jitter(min(e.backoff<<(e.tries-1), maxBackoff)) }
+
+const maxBackoff = 5 * time.Second
+
+// again waits before the next try, at least as long as the registry asks for. When there
+// should be none it returns err, the last one's.
+func (e *effort) again(ctx context.Context, err error) error {
+	var wait time.Duration
+	var r *refusal
+	if errors.As(err, &r) {
+		wait = r.wait
+	}
+	if e.spent(err) || !worthRetry(ctx, err) || wait > e.longest {
+		return err
+	}
+	return sleep(ctx, max(wait, e.pause()))
 }
 
 // jitter keeps many clients from coming back at the same moment.
@@ -96,7 +116,7 @@ func worthRetry(ctx context.Context, err error) bool {
 		return false
 	}
 	var cut *transportError
-	return errors.As(err, &cut) && !settled(err)
+	return (errors.As(err, &cut) || errors.Is(err, errDamaged)) && !settled(err)
 }
 
 // settled errors of the way stay the same in the next second.
@@ -259,7 +279,50 @@ func (ep *endpoint) roundTrip(ctx context.Context, c call, target *url.URL, auth
 	return resp, nil
 }
 
-var errStalled = errors.New("no answer in time")
+var (
+	errStalled = errors.New("no answer in time")
+	errDamaged = errors.New("damaged on its way")
+)
+
+// damaged is an answer that is not what it should be, perhaps for once: something between us and the
+// registry cuts or mixes answers.
+type damaged struct{ err error }
+
+func (d *damaged) Error() string        { return d.err.Error() }
+func (d *damaged) Unwrap() error        { return d.err }
+func (d *damaged) Is(target error) bool { return target == errDamaged }
+
+// document asks for a document until it comes whole. good looks at it; its errors are reasons to ask again
+// when they are errDamaged.
+func (p place) document(ctx context.Context, c call, limit int64, good func(resp *http.Response, doc []byte) error) ([]byte, error) {
+	for e := p.c.patient.effort(); ; {
+		doc, err := p.documentOnce(ctx, c, limit, good)
+		var cut *transportError
+		if err == nil || c.once || !errors.As(err, &cut) && !errors.Is(err, errDamaged) {
+			return doc, err
+		}
+		if err := e.again(ctx, err); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (p place) documentOnce(ctx context.Context, c call, limit int64, good func(*http.Response, []byte) error) ([]byte, error) {
+	resp, err := p.do(ctx, c)
+	if err != nil {
+		var cut *transportError
+		if errors.As(err, &cut) {
+			err = cut.err // do has been patient already
+		}
+		return nil, err
+	}
+	defer resp.Body.Close()
+	doc, err := readDocument(p.endpoint, resp, limit)
+	if err != nil {
+		return nil, err
+	}
+	return doc, good(resp, doc)
+}
 
 // cancelled ends the request with its body.
 type cancelled struct {

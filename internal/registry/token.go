@@ -171,15 +171,18 @@ func (a *authState) fetch(ctx context.Context, ep *endpoint, scopes []string, cr
 
 // requestToken sends the request with patience. Redirects are not followed with secrets.
 func (ep *endpoint) requestToken(ctx context.Context, c call, realm *url.URL, auth string) (token, string, error) {
-	for attempt := 1; ; attempt++ {
+	for e := ep.c.patient.effort(); ; {
 		resp, err := ep.roundTrip(ctx, c, realm, auth)
 		if err == nil && resp.StatusCode == http.StatusOK {
-			return readToken(ep, resp)
-		}
-		if err == nil {
+			var t token
+			var refresh string
+			if t, refresh, err = readToken(ep, resp); err == nil {
+				return t, refresh, nil
+			}
+		} else if err == nil {
 			err = newRefusal(ep, resp)
 		}
-		if err := ep.c.patient.wait(ctx, attempt, err); err != nil {
+		if err := e.again(ctx, err); err != nil {
 			return token{}, "", err
 		}
 	}
@@ -200,7 +203,7 @@ func readToken(ep *endpoint, resp *http.Response) (token, string, error) {
 		ExpiresIn    int    `json:"expires_in"`
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxToken)).Decode(&doc); err != nil {
-		return token{}, "", fault.Unavailablef("token service of registry %s: %w", ep.name(), err)
+		return token{}, "", &damaged{fault.Unavailablef("token service of registry %s: %w", ep.name(), err)}
 	}
 	t := token{value: doc.Token}
 	if t.value == "" {

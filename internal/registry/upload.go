@@ -76,19 +76,18 @@ func (c *Client) PushBlob(ctx context.Context, ref image.Reference, d image.Desc
 		progress = func(int64) {}
 	}
 	u := &upload{place: p, d: d, open: open, tell: progress}
-	for attempt := 1; ; {
+	for e := c.patient.effort(); ; {
 		before := u.arrived
 		err := u.attempt(ctx)
 		if err == nil {
 			return nil
 		}
 		if u.arrived > before {
-			attempt = 1 // what goes on is not counted as failing
+			e.anew() // what goes on is not counted as failing
 		}
-		if err := c.patient.wait(ctx, attempt, err); err != nil {
+		if err := e.again(ctx, err); err != nil {
 			return pushError(ref, err)
 		}
-		attempt++
 	}
 }
 
