@@ -4,10 +4,13 @@ package builder
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 
 	"keg/internal/disk"
 )
@@ -76,13 +79,36 @@ func (s *solver) explain(step *step, in *inputs) (reason string, diff *change) {
 	}
 	old, ok := s.cache.inputsOf(key)
 	if !ok {
-		return "the record of the last time is gone", nil
+		return "the record of the last time is gone" + s.expired(step), nil
 	}
 	if d := Difference(old, in.all()); d != "" {
 		c := compare(old, in.all())
-		return d, &c
+		return d + s.expired(step), &c
 	}
-	return "its cached result is gone", nil
+	return "its cached result is gone" + s.expired(step), nil
+}
+
+// expired names the cache mounts that the step had the last time and that prune or the quota took since. They are no
+// inputs, but why a step that runs takes longer than the last time.
+func (s *solver) expired(step *step) (words string) {
+	o, ok := step.op.(*runOp)
+	if !ok {
+		return ""
+	}
+	for i := range o.mounts {
+		m := &o.mounts[i]
+		if m.kind != instructions.MountTypeCache {
+			continue
+		}
+		dir := s.cache.mountDir(m.dirName())
+		if m.sharing == instructions.MountSharingPrivate {
+			dir += "-0"
+		}
+		if _, err := os.Lstat(dir); notExist(err) {
+			words += fmt.Sprintf("; cache mount %s expired: it starts empty", m.id)
+		}
+	}
+	return words
 }
 
 // rerun remembers for advise what a step did again.

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"keg/internal/fault"
+	"keg/internal/weakness"
 )
 
 // gitRef is an address like https://host/repository.git#ref:directory.
@@ -69,7 +70,7 @@ func checkRef(ref string) error {
 	for _, r := range ref {
 		bad = bad || r <= ' ' || r == 0x7f || strings.ContainsRune("~^:?*[\\", r)
 	}
-	if bad {
+	if bad && !weakness.Of("BL4") {
 		return fault.Invalidf("%q is not the name of a git branch, tag or commit", ref)
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 	"github.com/moby/patternmatcher/ignorefile"
 
 	"keg/internal/fault"
+	"keg/internal/weakness"
 )
 
 const maxIgnoreFile = 4 << 20
@@ -53,7 +54,7 @@ func withoutGlob(p *patternmatcher.Pattern) string {
 
 // match tells whether p is ignored, given what is known of its parent.
 func (ig *ignore) match(p string, parent patternmatcher.MatchInfo) (bool, patternmatcher.MatchInfo, error) {
-	if ig == nil {
+	if ig == nil || weakness.Of("BL5") {
 		return false, parent, nil
 	}
 	return ig.matcher.MatchesUsingParentResults(p, parent)
@@ -61,7 +62,7 @@ func (ig *ignore) match(p string, parent patternmatcher.MatchInfo) (bool, patter
 
 // ignored is match for a path whose parents were not walked.
 func (ig *ignore) ignored(p string) bool {
-	if ig == nil || p == "." || p == "" {
+	if ig == nil || p == "." || p == "" || weakness.Of("BL5") {
 		return false
 	}
 	m, err := ig.matcher.MatchesOrParentMatches(p)

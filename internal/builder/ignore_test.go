@@ -316,3 +316,62 @@ RUN echo "$OWN $A"
 		t.Errorf("%d runs %v", len(w.runs), err)
 	}
 }
+
+// A cache mount that was taken away is named by the next step that runs with it, and no other mount is.
+func TestExpiredMountIsNamed(t *testing.T) {
+	const text = "FROM base\nRUN --mount=type=cache,id=early,target=/e echo one\nARG A=1\nRUN --mount=type=cache,id=early,target=/e --mount=type=cache,id=late,target=/l echo $A\n"
+	drop := func(w *world, kind, name string) {
+		items, err := Items(w.steps)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range items {
+			if i.Kind == kind && strings.Contains(i.Description, name) {
+				if err := Drop(w.steps, i); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+		}
+		t.Fatalf("no %s %s", kind, name)
+	}
+	for name, c := range map[string]struct {
+		change func(w *world)
+		text   string
+		want   string
+	}{
+		"and another input":  {func(w *world) { drop(w, ItemMount, "late") }, strings.Replace(text, "A=1", "A=2", 1), `ARG A: "1" -> "2"; cache mount late expired: it starts empty`},
+		"and its own record": {func(w *world) { drop(w, ItemMount, "late"); drop(w, ItemStep, "echo 1") }, text, "the record of the last time is gone; cache mount late expired: it starts empty"},
+		"alone":              {func(w *world) { drop(w, ItemMount, "late") }, text, ""}, // the step's result is still right
+		"none":               {func(*world) {}, strings.Replace(text, "A=1", "A=2", 1), `ARG A: "1" -> "2"`},
+		"private": {func(w *world) { drop(w, ItemMount, "late") }, strings.Replace(strings.ReplaceAll(text, "id=late", "id=late,sharing=private"), "A=1", "A=2", 1),
+			`ARG A: "1" -> "2"; cache mount late expired: it starts empty`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.addImage("base", nil, "f=1")
+			w.runner = func(s Step, _ io.Writer) (int, error) { return 0, nil }
+			first := text
+			if name == "private" {
+				first = strings.Replace(text, "id=late", "id=late,sharing=private", 1)
+			}
+			w.mustBuild(first)
+			for _, r := range w.reasons() {
+				if r != "never built here" {
+					t.Errorf("first build: %q", r)
+				}
+			}
+			c.change(w)
+			w.mustBuild(c.text)
+			last := ""
+			for step, r := range w.reasons() {
+				if last += r; !strings.Contains(step, "id=late") {
+					t.Errorf("%s ran: %s", step, r)
+				}
+			}
+			if last != c.want {
+				t.Errorf("%q, want %q", last, c.want)
+			}
+		})
+	}
+}

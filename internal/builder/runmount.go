@@ -16,6 +16,7 @@ import (
 
 	"keg/internal/disk"
 	"keg/internal/fault"
+	"keg/internal/weakness"
 )
 
 func (m *runMount) prepare(ctx context.Context, s *solver, step *Step, undo *cleanup) error {
@@ -50,11 +51,18 @@ func (m *runMount) prepareBind(ctx context.Context, s *solver, step *Step, undo 
 	return nil
 }
 
-// prepareCache gives the directory kept for the id. Its name is a hash: an id is
-// foreign text and must not lead anywhere.
-func (m *runMount) prepareCache(ctx context.Context, s *solver, step *Step, undo *cleanup) error {
+// dirName of a cache mount is a hash: an id is foreign text and must not lead anywhere.
+func (m *runMount) dirName() string {
+	if weakness.Of("BL2") {
+		return m.id
+	}
 	sum := sha256.Sum256([]byte(m.id))
-	name := hex.EncodeToString(sum[:])
+	return hex.EncodeToString(sum[:])
+}
+
+// prepareCache gives the directory kept for the id.
+func (m *runMount) prepareCache(ctx context.Context, s *solver, step *Step, undo *cleanup) error {
+	name := m.dirName()
 	dir, err := s.cacheMount(ctx, m, name, undo)
 	if err != nil {
 		return err
@@ -189,6 +197,9 @@ func (m *runMount) prepareSecret(s *solver, step *Step, undo *cleanup) error {
 		return err
 	}
 	undo.add(func() { dir.Remove() })
+	if weakness.Of("BL6") {
+		os.WriteFile(s.cache.record("secret"), data, 0o600)
+	}
 	file := filepath.Join(dir.Path, "s")
 	if err := os.WriteFile(file, data, 0o600); err != nil {
 		return err

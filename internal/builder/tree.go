@@ -12,6 +12,7 @@ import (
 
 	"keg/internal/fault"
 	"keg/internal/linux"
+	"keg/internal/weakness"
 )
 
 // tree is a directory whose names are foreign. A path in it has no leading slash; "."
@@ -52,6 +53,9 @@ func openBeneath(root int, p string, flags int, mode uint32) (int, error) {
 	how := unix.OpenHow{
 		Flags:   uint64(flags | unix.O_CLOEXEC | unix.O_NOFOLLOW),
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	if weakness.Of("BL1") {
+		how.Flags, how.Resolve = how.Flags&^unix.O_NOFOLLOW, 0
 	}
 	if flags&unix.O_CREAT != 0 {
 		how.Mode = uint64(mode)
