@@ -97,7 +97,7 @@ func startDockerOverKeg(t *testing.T) *dockerEngine {
 	if err := os.Symlink(keg, runtime); err != nil {
 		t.Fatal(err)
 	}
-	return startDockerd(t, "--storage-driver", "vfs", "--add-runtime", "keg="+runtime, "--default-runtime", "keg")
+	return startDockerd(t, "--bridge", "none", "--storage-driver", "vfs", "--add-runtime", "keg="+runtime, "--default-runtime", "keg")
 }
 
 // startDockerd starts dockerd in namespaces of its own, all its files below one directory.
@@ -114,11 +114,11 @@ func startDockerd(t *testing.T, args ...string) *dockerEngine {
 	d := &dockerEngine{t, filepath.Join(dir, "sock")}
 	var log bytes.Buffer
 	cmd := exec.Command("dockerd", append([]string{"--config-file", config, "--data-root", d.data(), "--exec-root", filepath.Join(dir, "exec"), "--pidfile", filepath.Join(dir, "pid"),
-		"-H", "unix://" + d.sock, "--bridge", "none", "--iptables=false", "--ip-forward=false"}, args...)...)
+		"-H", "unix://" + d.sock, "--iptables=false", "--ip-forward=false"}, args...)...)
 	cmd.Stdout, cmd.Stderr = &log, &log
-	// With a pid namespace of its own nothing that it starts outlives it.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	wrap := `mount -t proc proc /proc && exec "$@"`
+	// With a pid namespace of its own nothing that it starts outlives it, with a network of its own it bridges what it likes.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	wrap := `mount -t proc proc /proc && echo 1 > /proc/sys/net/ipv4/ip_forward && ip link set lo up && exec "$@"`
 	cmd.Path, cmd.Args = "/bin/sh", append([]string{"sh", "-c", wrap, "sh"}, cmd.Args...)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -296,7 +296,11 @@ func (c *classic) fail(err error) error {
 	if !c.w.begun && code == 0 {
 		return err
 	}
-	c.send(message{Message: jsonstream.Message{Error: &jsonstream.Error{Code: code, Message: err.Error()}}, ErrorText: err.Error()})
+	text := err.Error()
+	if exit != nil { // the classic builder's words, which scripts read
+		text = fmt.Sprintf("The command '%s' returned a non-zero code: %d", strings.Join(exit.Args, " "), code)
+	}
+	c.send(message{Message: jsonstream.Message{Error: &jsonstream.Error{Code: code, Message: text}}, ErrorText: text})
 	return nil
 }
 

@@ -81,9 +81,17 @@ func (s *Server) startFailed(ctx context.Context, c container.InspectResponse, v
 	}
 	if v != nil {
 		v.end(monitor.Exit{Code: code}, nil)
+		// Clients give up their other calls once they hear that the start failed: those are answered first.
+		select {
+		case <-v.left:
+		case <-time.After(answerPatience):
+		}
 	}
 	return err
 }
+
+// answerPatience is how long a failed start waits for the answers to those who waited for it.
+const answerPatience = time.Second
 
 func (s *Server) containerWait(w *reply, r *request) error {
 	cond := container.WaitCondition(r.query.Get("condition"))
@@ -119,6 +127,7 @@ func (s *Server) containerWait(w *reply, r *request) error {
 		}
 		res.Error = &container.WaitExitError{Message: err.Error()}
 	}
+	defer w.flush() // before we leave the others
 	return w.json(http.StatusOK, res)
 }
 

@@ -198,7 +198,7 @@ func TestDockerClient(t *testing.T) {
 		h.want(0, "sha256:", "build", "-q", dir)
 		h.want(0, "COPY sub/file", "history", "--no-trunc", "mine")
 		write("Bad", "FROM keg/shell\nRUN exit 9\n")
-		h.want(9, "exit code: 9", "build", "-f", filepath.Join(dir, "Bad"), dir)
+		h.want(9, "returned a non-zero code: 9", "build", "-f", filepath.Join(dir, "Bad"), dir)
 		h.want(0, "Untagged: mine:latest", "rmi", "-f", "mine")
 		if left, _ := os.ReadDir(filepath.Join(h.dir, "root", "contexts")); len(left) != 0 {
 			t.Errorf("contexts are left: %v", left)

@@ -5,6 +5,7 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"sync"
@@ -154,7 +155,9 @@ func (s *Server) execStart(w *reply, r *request) error {
 	session, err := s.engine.BeginExec(ctx, x.container, mq, stdio)
 	if err != nil {
 		x.end(exitCode(err))
-		problem(orWriter(stdio.Err, stdio.Out), err)
+		if out := orWriter(stdio.Out, stdio.Err); out != nil { // as in Docker, which takes the output's stream
+			fmt.Fprintf(out, "%v\r\n", err)
+		}
 		return nil
 	}
 	x.follow(ctx, session)

@@ -367,6 +367,7 @@ func (s *Server) imageLoad(w *reply, r *request) error {
 		return err
 	}
 	out := &progress{w: w}
+	w.Header().Set("Content-Type", "application/json")
 	quiet := r.flagOr("quiet", true)
 	o := engine.LoadOptions{Platform: p}
 	if !quiet {
@@ -380,12 +381,20 @@ func (s *Server) imageLoad(w *reply, r *request) error {
 		}
 		out.send(jsonstream.Message{Stream: text + "\n"})
 	}
+	if err != nil { // told in the stream, as Docker does
+		w.flush()
+	}
 	return out.end(err)
 }
 
 func imageSearch(_ *Server, _ *reply, r *request) error {
 	if r.query.Get("term") == "" {
 		return fault.Invalidf("the search term is missing")
+	}
+	if n, given, err := r.number("limit"); err != nil {
+		return err
+	} else if given && n != 0 && (n < 1 || n > 100) {
+		return fault.Invalidf("limit %d is outside the range of [1, 100]", n)
 	}
 	return fault.Unsupportedf("search is not supported: registries have no common interface for it; look at https://hub.docker.com/search")
 }

@@ -83,7 +83,7 @@ func routes() []route {
 		{"GET", "/swarm", notSwarm, ""},
 		{"POST", "/swarm/init", noSwarm, ""},
 		{"POST", "/swarm/join", noSwarm, ""},
-		{"POST", "/swarm/leave", notSwarm, ""},
+		{"POST", "/swarm/leave", notPartOfSwarm, ""},
 		{"POST", "/swarm/update", notSwarm, ""},
 		{"GET", "/swarm/unlockkey", notSwarm, ""},
 		{"POST", "/swarm/unlock", notSwarm, ""},

@@ -303,6 +303,10 @@ func notSwarm(*Server, *reply, *request) error {
 	return fault.Unavailablef(`This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`)
 }
 
+func notPartOfSwarm(*Server, *reply, *request) error {
+	return fault.Unavailablef("This node is not part of a swarm")
+}
+
 func notPlugin(_ *Server, _ *reply, r *request) error {
 	return fault.NotFoundf("plugin %q not found", r.name())
 }

@@ -17,6 +17,7 @@ type vigil struct {
 	refs   int
 	stdios []monitor.Stdio
 	ended  chan struct{} // the program ended, or its start failed
+	left   chan struct{} // all who waited have their answer
 	exit   monitor.Exit
 	err    error
 }
@@ -35,7 +36,7 @@ func (s *vigils) join(id string, stdio *monitor.Stdio) *vigil {
 	}
 	v := s.m[id]
 	if v == nil {
-		v = &vigil{ended: make(chan struct{})}
+		v = &vigil{ended: make(chan struct{}), left: make(chan struct{})}
 		s.m[id] = v
 	}
 	v.refs++
@@ -49,7 +50,11 @@ func (s *vigils) join(id string, stdio *monitor.Stdio) *vigil {
 func (s *vigils) leave(id string, v *vigil) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if v.refs--; v.refs == 0 && s.m[id] == v {
+	if v.refs--; v.refs > 0 {
+		return
+	}
+	close(v.left)
+	if s.m[id] == v {
 		delete(s.m, id)
 	}
 }

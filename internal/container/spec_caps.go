@@ -42,11 +42,11 @@ func Capabilities(h *container.HostConfig) ([]string, error) { return capabiliti
 func capabilities(h *container.HostConfig) ([]string, error) {
 	add, err := normalizeCaps(h.CapAdd)
 	if err != nil {
-		return nil, err
+		return nil, fault.Invalidf("invalid CapAdd: %w", err)
 	}
 	drop, err := normalizeCaps(h.CapDrop)
 	if err != nil {
-		return nil, err
+		return nil, fault.Invalidf("invalid CapDrop: %w", err)
 	}
 	sec, err := ParseSecurity(h)
 	if err != nil {
@@ -77,12 +77,18 @@ func AllCapabilities() []string {
 	return caps
 }
 
+// CheckCapabilities refuses --cap-add and --cap-drop of what is no capability.
+func CheckCapabilities(h *container.HostConfig) error {
+	_, err := capabilities(h)
+	return err
+}
+
 func normalizeCaps(list []string) ([]string, error) {
 	var out []string
 	for _, c := range list {
 		n := strings.TrimPrefix(strings.ToUpper(c), "CAP_")
 		if n != "ALL" && !slices.Contains(capNames[:], n) {
-			return nil, fault.Invalidf("invalid capability: %q", c)
+			return nil, fault.Invalidf("unknown capability: %q", "CAP_"+n)
 		}
 		out = append(out, n)
 	}

@@ -154,7 +154,7 @@ func TestSpecRefuses(t *testing.T) {
 		"sysctl smuggled":      {host: container.HostConfig{Sysctls: map[string]string{"net.a=1+kernel.core_pattern": "x"}}, want: "characters"},
 		"sysctl up and out":    {host: container.HostConfig{Sysctls: map[string]string{"net/../kernel/core_pattern": "x"}}, want: "not valid"},
 		"net sysctl on host":   {host: container.HostConfig{NetworkMode: "host", Sysctls: map[string]string{"net.x": "1"}}, want: "host network"},
-		"unknown capability":   {host: container.HostConfig{CapAdd: []string{"FLY"}}, want: "invalid capability"},
+		"unknown capability":   {host: container.HostConfig{CapAdd: []string{"FLY"}}, want: `invalid CapAdd: unknown capability: "CAP_FLY"`},
 		"unknown profile":      {host: container.HostConfig{SecurityOpt: []string{"cap-profile=loose"}}, want: "unknown capability profile"},
 		"label without value":  {host: container.HostConfig{SecurityOpt: []string{"label=type:"}}, want: "invalid --security-opt"},
 		"label with a field":   {host: container.HostConfig{SecurityOpt: []string{"label=type:a:s0:c1"}}, want: "invalid --security-opt"},

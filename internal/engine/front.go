@@ -36,6 +36,9 @@ func (e *Engine) Begin(ctx context.Context, ref string, attach *monitor.Stdio) (
 	case container.StateRunning, container.StateRestarting:
 		return nil, fault.Errorf(fault.NotModified, "container %s is already running", r.ID)
 	}
+	if attach != nil {
+		e.containerEvent("attach", r, nil)
+	}
 	c, err := e.spawn(ctx, e.monitors.Spawn, r.ID, attach)
 	if err != nil {
 		return nil, withStatus(err)

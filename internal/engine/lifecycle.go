@@ -238,8 +238,13 @@ func (e *Engine) Rename(ctx context.Context, ref, name string) error {
 	if old == name || "/"+old == name {
 		return fault.Invalidf("Renaming a container with the same name as its current name")
 	}
-	if err := e.containers.Rename(r, name); err != nil {
-		return err
+	if ctr.CheckName(strings.TrimPrefix(name, "/")) != nil {
+		err = ctr.CheckName("/" + strings.TrimPrefix(name, "/")) // Docker shows the name with its slash
+	} else {
+		err = e.containers.Rename(r, name)
+	}
+	if err != nil {
+		return fault.Errorf(fault.KindOf(err), "Error when allocating new name: %w", err)
 	}
 	e.containerEvent("rename", r, map[string]string{"oldName": "/" + old})
 	return e.tellMonitor(ctx, r.ID, live.Renamed)

@@ -147,7 +147,7 @@ func TestStartStopRemove(t *testing.T) {
 	if err := e.Remove(t.Context(), "web", RemoveOptions{}); errText(err) != `cannot remove container "/web": container is paused and must be unpaused first` {
 		t.Errorf("got %v", err)
 	}
-	if _, err := e.Exec(t.Context(), "web", monitor.ExecRequest{Cmd: []string{"x"}}, monitor.Stdio{}); errText(err) != "container "+id+" is paused, unpause the container before exec" {
+	if _, err := e.Exec(t.Context(), "web", monitor.ExecRequest{Cmd: []string{"x"}}, monitor.Stdio{}); errText(err) != "Container web is paused, unpause the container before exec" {
 		t.Errorf("got %v", err)
 	}
 	if _, err := e.Start(t.Context(), "web", nil); !isExit(err, 125) || errText(err) != "cannot start a paused container, try unpause instead" {

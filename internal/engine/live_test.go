@@ -79,7 +79,7 @@ func TestUpdateOfAStoppedContainer(t *testing.T) {
 		t.Errorf("%+v", r.Host.Resources)
 	}
 	err := e.Update(t.Context(), "web", container.UpdateConfig{Resources: container.Resources{Memory: 1}})
-	if !fault.Is(err, fault.Invalid) || errText(err) != "Cannot update container "+id+": Minimum memory limit allowed is 6MB" {
+	if !fault.Is(err, fault.Invalid) || errText(err) != "Minimum memory limit allowed is 6MB" {
 		t.Error(err)
 	}
 	// Without a network of its own there is nothing to connect.

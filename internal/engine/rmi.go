@@ -32,7 +32,7 @@ type user struct {
 // when it named a name; refs are all names of the image.
 func planRemoval(id digest.Digest, typed string, ref image.Reference, refs []image.Reference, users []user, force bool) (removal, error) {
 	if ref.Repository != "" && !isIDPrefix(id, typed) {
-		return planUntag(id, ref, refs, users, force)
+		return planUntag(id, typed, ref, refs, users, force)
 	}
 	p := removal{delete: true}
 	if err := removalConflict(id, refs, users, force); err != nil {
@@ -43,10 +43,10 @@ func planRemoval(id digest.Digest, typed string, ref image.Reference, refs []ima
 }
 
 // planUntag: a name goes; the image too when it was the last one and nobody uses it.
-func planUntag(id digest.Digest, ref image.Reference, refs []image.Reference, users []user, force bool) (removal, error) {
+func planUntag(id digest.Digest, typed string, ref image.Reference, refs []image.Reference, users []user, force bool) (removal, error) {
 	if !force && singleReference(refs) && len(users) > 0 {
 		return removal{}, fault.Conflictf("conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s",
-			ref.Familiar(), image.ShortID(users[0].id), image.ShortID(string(id)))
+			typed, image.ShortID(users[0].id), image.ShortID(string(id)))
 	}
 	p := removal{untag: []image.Reference{ref}}
 	rest := slices.DeleteFunc(slices.Clone(refs), func(r image.Reference) bool { return r == ref })

@@ -234,7 +234,7 @@ func (e *Engine) running(ctx context.Context, ref, what string) (live, error) {
 	case container.StateRunning:
 		return e.monitors.Dial(ctx, r.ID)
 	case container.StatePaused:
-		return nil, fault.Conflictf("container %s is paused, unpause the container %s", r.ID, what)
+		return nil, fault.Conflictf("Container %s is paused, unpause the container %s", ref, what)
 	case container.StateRestarting:
 		return nil, fault.Conflictf("container %s is restarting, wait until the container is running", r.ID)
 	}

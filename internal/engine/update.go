@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 
 	"github.com/moby/moby/api/types/blkiodev"
 	"github.com/moby/moby/api/types/container"
@@ -33,11 +34,15 @@ func (e *Engine) Update(ctx context.Context, ref string, u container.UpdateConfi
 			return err
 		}
 		if err := checkHost(r.Config, r.Host); err != nil {
-			return err
+			return unfit{err}
 		}
 		normalise(r.Config, r.Host)
 		return nil
 	})
+	var bad unfit
+	if errors.As(err, &bad) {
+		return bad.error // in Docker's words without "cannot update"
+	}
 	if err != nil {
 		return cannot(err)
 	}
@@ -51,6 +56,9 @@ func (e *Engine) Update(ctx context.Context, ref string, u container.UpdateConfi
 	e.containerEvent("update", r, nil)
 	return nil
 }
+
+// unfit is a value that no container may have.
+type unfit struct{ error }
 
 func updatePolicy(h *container.HostConfig, p container.RestartPolicy) error {
 	if p.Name == "" {

@@ -118,6 +118,9 @@ func checkModes(h *container.HostConfig) error {
 	} else if mode.Own() && (h.Privileged || !delegate.Own(h.Runtime)) {
 		return fault.Invalidf("--userns=%s: privileged containers and those of other runtimes have the engine's ids; leave --userns out, or use host", h.UsernsMode)
 	}
+	if err := ctr.CheckCapabilities(h); err != nil {
+		return err
+	}
 	for key := range h.Annotations {
 		if key == "" {
 			return fault.Invalidf("invalid Annotations: the empty string is not permitted as an annotation key")
@@ -143,6 +146,15 @@ func normalise(c *container.Config, h *container.HostConfig) {
 	}
 	if h.IpcMode == "" {
 		h.IpcMode = container.IPCModePrivate
+	}
+	if h.ShmSize == 0 && (h.IpcMode.IsPrivate() || h.IpcMode.IsShareable()) {
+		h.ShmSize = ctr.DefaultShm
+	}
+	if h.LogConfig.Type == "" {
+		h.LogConfig.Type = "json-file"
+	}
+	if h.LogConfig.Config == nil {
+		h.LogConfig.Config = map[string]string{}
 	}
 	if p := h.PidsLimit; p != nil && *p < 0 {
 		h.PidsLimit = new(int64) // no limit

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 	"golang.org/x/sys/unix"
 
@@ -36,7 +37,10 @@ func (m *monitor) prepareVolumes(ctx context.Context, r *run) error {
 		case p.Type == mount.TypeVolume && p.Name != "":
 			x := asked[p.Destination].VolumeOptions
 			noCopy := x != nil && x.NoCopy || slices.Contains(strings.Split(p.Mode, ","), "nocopy")
-			err = m.prepareVolume(ctx, r, p.Name, p.Destination, noCopy)
+			if err = m.prepareVolume(ctx, r, p.Name, p.Destination, noCopy); err == nil {
+				m.volumeEvent(events.ActionMount, p.Name, map[string]string{"destination": p.Destination,
+					"read/write": strconv.FormatBool(p.RW), "propagation": string(p.Propagation)})
+			}
 		case p.Type == mount.TypeImage:
 			err = m.prepareImage(r, p.Destination, i)
 		}
@@ -52,7 +56,7 @@ func (m *monitor) prepareVolume(ctx context.Context, r *run, name, dest string, 
 	if err != nil {
 		return err
 	}
-	r.volumes = append(r.volumes, release)
+	r.volumes = append(r.volumes, func() { release(); m.volumeEvent(events.ActionUnmount, name, nil) })
 	if sub := m.rec.Subpaths[dest]; sub != "" {
 		// Held open, and named by descriptor: what others do in the volume meanwhile
 		// cannot lead the mount out of it.

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"strconv"
@@ -450,6 +451,15 @@ func (m *monitor) info() Info {
 		i.Execs = append(i.Execs, x.info())
 	}
 	return i
+}
+
+// volumeEvent tells of a volume that this container uses.
+func (m *monitor) volumeEvent(a events.Action, name string, attrs map[string]string) {
+	all := map[string]string{"driver": "local", "container": m.id}
+	maps.Copy(all, attrs)
+	if err := m.events.Append(events.Message{Type: events.VolumeEventType, Action: a, Actor: events.Actor{ID: name, Attributes: all}}); err != nil {
+		complain(fmt.Errorf("write event %s of volume %s: %w", a, name, err))
+	}
 }
 
 // event writes to the journal; nothing depends on it.

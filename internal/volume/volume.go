@@ -149,15 +149,15 @@ func (s *Store) create(o CreateOptions) error {
 	return disk.SyncDir(s.dir())
 }
 
-// Get is fault.NotFound ("no such volume: x") for a name that does not exist.
+// Get is fault.NotFound ("get x: no such volume") for a name that does not exist.
 func (s *Store) Get(name string) (Volume, error) {
 	if checkName(name) != nil {
-		return Volume{}, fault.NotFoundf("no such volume: %s", name)
+		return Volume{}, fault.NotFoundf("get %s: no such volume", name)
 	}
 	var r record
 	if err := disk.GetJSON(s.recordOf(name), &r); err != nil {
 		if fault.Is(err, fault.NotFound) {
-			return Volume{}, fault.NotFoundf("no such volume: %s", name)
+			return Volume{}, fault.NotFoundf("get %s: no such volume", name)
 		}
 		return Volume{}, err
 	}
@@ -208,7 +208,7 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 	defer tmp.Remove()
 	if err := os.Rename(s.volume(name), filepath.Join(tmp.Path, name)); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return fault.NotFoundf("no such volume: %s", name)
+			return fault.NotFoundf("get %s: no such volume", name)
 		}
 		return err
 	}

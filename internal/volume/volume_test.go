@@ -37,7 +37,7 @@ func TestCreateGetListRemove(t *testing.T) {
 	if err := s.Remove(ctx, "data"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Get("data"); !fault.Is(err, fault.NotFound) || err.Error() != "no such volume: data" {
+	if _, err := s.Get("data"); !fault.Is(err, fault.NotFound) || err.Error() != "get data: no such volume" {
 		t.Errorf("after removal: %v", err)
 	}
 	if err := s.Remove(ctx, "data"); !fault.Is(err, fault.NotFound) {
