@@ -53,15 +53,17 @@ func (s *Server) containerStart(w *reply, r *request) error {
 	return w.done(nil)
 }
 
-// checkpointName is Docker's pattern of names.
-var checkpointName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+// isCheckpointName is Docker's pattern of names; compiled where it is used, since a variable is paid for at every start.
+func isCheckpointName(s string) bool {
+	return regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`).MatchString(s)
+}
 
 // checkCheckpoint: there are none, and what is no name of one is refused in other words.
 func checkCheckpoint(r *request) error {
 	switch id := r.query.Get("checkpoint"); {
 	case id == "":
 		return nil
-	case !checkpointName.MatchString(id):
+	case !isCheckpointName(id):
 		return fault.Invalidf("invalid checkpoint ID %q, only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", id)
 	}
 	return fault.Unsupportedf("checkpoints are not supported; start the container without one")

@@ -9,7 +9,6 @@ package container
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -98,12 +97,16 @@ func (s *Store) Get(id string) (*Record, error) {
 	if !isID(id) {
 		return nil, notFound(id)
 	}
-	var r Record
-	if err := disk.GetJSON(s.configPath(id), &r); err != nil {
-		if fault.Is(err, fault.NotFound) {
-			return nil, notFound(id)
-		}
+	b, err := os.ReadFile(s.configPath(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, notFound(id)
+	}
+	if err != nil {
 		return nil, err
+	}
+	var r Record
+	if err := decodeRecord(b, &r); err != nil {
+		return nil, fmt.Errorf("read record %s: %w", s.configPath(id), err)
 	}
 	if r.Config == nil {
 		r.Config = &container.Config{}
@@ -131,7 +134,7 @@ func (s *Store) State(id string) (*State, error) {
 		return nil, err
 	}
 	var st State
-	if err := json.Unmarshal(b, &st); err != nil {
+	if err := decodeState(b, &st); err != nil {
 		return &State{Version: Version, Status: container.StateExited, ExitCode: 255,
 			Error: fmt.Sprintf("the record of the last run is damaged (%s)", s.statePath(id))}, nil
 	}
@@ -141,25 +144,24 @@ func (s *Store) State(id string) (*State, error) {
 // Put writes a changed record.
 func (s *Store) Put(r *Record) error {
 	r.Version = max(r.Version, Version)
-	b, err := keepNewer(s.configPath(r.ID), r)
+	b, err := encodeRecord(r)
 	if err != nil {
-		return err
+		return fmt.Errorf("encode %s: %w", s.configPath(r.ID), err)
 	}
+	b = keepNewer(s.configPath(r.ID), b, r)
 	return disk.Put(s.configPath(r.ID), b, 0o600)
 }
 
 // PutState writes a changed state: durable unless volatile.
 func (s *Store) PutState(id string, st *State, volatile bool) error {
 	st.Version = max(st.Version, Version)
-	b, err := json.Marshal(st)
+	b, err := encodeState(st)
 	if err != nil {
 		return fmt.Errorf("encode state of %s: %w", id, err)
 	}
 	// Only a newer program can have written fields that are unknown here.
 	if st.Version > Version {
-		if b, err = keepNewer(s.statePath(id), st); err != nil {
-			return err
-		}
+		b = keepNewer(s.statePath(id), b, st)
 	}
 	if volatile {
 		return disk.PutVolatile(s.statePath(id), b, 0o600)
@@ -223,15 +225,11 @@ func openLock(dir, id string, flags int) (*os.File, error) {
 
 func notFound(ref string) error { return fault.NotFoundf("No such container: %s", ref) }
 
-// keepNewer encodes v and carries over what the file at path holds and v's type does not know.
-func keepNewer(path string, v any) ([]byte, error) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return nil, fmt.Errorf("encode %s: %w", path, err)
-	}
+// keepNewer adds to b, the JSON of v, what the file at path holds and v's type does not know.
+func keepNewer(path string, b []byte, v any) []byte {
 	old, err := os.ReadFile(path)
 	if err != nil || bytes.Equal(old, b) {
-		return b, nil // nothing to keep
+		return b // nothing to keep
 	}
-	return mergeUnknown(old, b, v), nil
+	return mergeUnknown(old, b, v)
 }

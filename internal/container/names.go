@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -140,12 +139,12 @@ func writeNew(dir string, r *Record) error {
 		return err
 	}
 	path := filepath.Join(dir, "config.json")
-	if r.Host == nil || !r.Host.AutoRemove {
-		return disk.PutJSON(path, r)
-	}
-	b, err := json.Marshal(r)
+	b, err := encodeRecord(r)
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
+	}
+	if r.Host == nil || !r.Host.AutoRemove {
+		return disk.Put(path, b, 0o600)
 	}
 	// Nobody sees the directory yet: no rename is needed.
 	return os.WriteFile(path, b, 0o600)

@@ -111,7 +111,7 @@ func (c *Conn) send(kind byte, payload []byte) error {
 
 func (c *Conn) request(r request) error {
 	r.Version = version
-	b, err := json.Marshal(r)
+	b, err := r.encode()
 	if err != nil {
 		return err
 	}
@@ -250,6 +250,13 @@ type session struct {
 func (c *Conn) begin(s Stdio) *session {
 	n := &session{c: c, s: s, over: make(chan struct{}), more: make(chan struct{}, 1), detach: make(chan struct{})}
 	n.free.Store(window)
+	select { // a size that is known comes before what is typed
+	case size, ok := <-s.Resize:
+		if ok {
+			n.resize(size)
+		}
+	default:
+	}
 	if s.In != nil {
 		go n.stdin()
 	}
@@ -359,7 +366,7 @@ func (n *session) control() {
 				n.s.Resize = nil
 				continue
 			}
-			n.c.send(frameSize, binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, s[0]), s[1]))
+			n.resize(s)
 		case sig, ok := <-n.s.Signals:
 			if !ok {
 				n.s.Signals = nil
@@ -372,6 +379,10 @@ func (n *session) control() {
 			return
 		}
 	}
+}
+
+func (n *session) resize(size [2]uint16) {
+	n.c.send(frameSize, binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, size[0]), size[1]))
 }
 
 // detachKeys finds the sequence in what is typed. A beginning that turns out to be no

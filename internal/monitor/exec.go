@@ -4,7 +4,6 @@ package monitor
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -22,8 +21,6 @@ import (
 	"keg/internal/sandbox"
 	"keg/internal/weakness"
 )
-
-func unmarshal(b []byte, v any) error { return json.Unmarshal(b, v) }
 
 // An execution is one process started by Exec.
 type execution struct {

@@ -3,15 +3,15 @@ package monitor
 // The second door of the binary.
 
 import (
+	"bufio"
+	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"time"
 	"unsafe"
@@ -59,12 +59,13 @@ func complain(err error) {
 	fmt.Fprintf(os.Stderr, "%s %v\n", time.Now().Format(time.RFC3339), err)
 }
 
-// slim makes the process small once it only waits. Not at once: most containers that
-// live shorter never need a collection.
+// slim makes the process small once it only waits. Not at once: most containers that live shorter never need it.
+//
+// What a start allocated, less than a megabyte, is not collected: what a first collection needs for itself is more
+// than it gives back. The next one comes when the heap has 4 MB.
 func (m *monitor) slim() {
 	time.AfterFunc(time.Second, func() {
-		debug.SetGCPercent(30)
-		debug.FreeOSMemory()
+		debug.SetGCPercent(100)
 		dropText()
 		m.keepWords()
 	})
@@ -74,24 +75,49 @@ func (m *monitor) slim() {
 // needs come back by themselves. Only mappings that cannot be written and of which nothing was
 // changed, as relocated data is: their contents are the file's.
 func dropText() {
-	smaps, err := os.ReadFile("/proc/self/smaps")
+	f, err := os.Open("/proc/self/smaps")
 	if err != nil {
 		return
 	}
+	defer f.Close()
 	var lo, hi uintptr
-	for line := range strings.Lines(string(smaps)) {
-		f := strings.Fields(line)
-		switch {
-		case len(f) == 6 && strings.HasPrefix(f[5], "/") && len(f[1]) == 4 && f[1][1] != 'w':
-			if _, err := fmt.Sscanf(f[0], "%x-%x", &lo, &hi); err != nil {
-				lo, hi = 0, 0
-			}
-		case len(f) >= 5 && strings.Contains(f[0], "-"):
-			lo, hi = 0, 0 // another mapping
-		case len(f) == 3 && f[0] == "Anonymous:" && f[1] == "0" && hi > lo:
+	// Lines as bytes: what this allocates stays.
+	for r := bufio.NewReaderSize(f, 1<<10); ; {
+		line, err := r.ReadSlice('\n')
+		if err != nil {
+			return
+		}
+		if from, to, ok := mapping(line); ok {
+			lo, hi = from, to
+		} else if n, ok := bytes.CutPrefix(line, []byte("Anonymous:")); ok && hi > lo && string(bytes.TrimSpace(n)) == "0 kB" {
 			unix.Syscall(unix.SYS_MADVISE, lo, hi-lo, unix.MADV_DONTNEED)
 		}
 	}
+}
+
+// mapping reads the first line of a mapping, "00400000-0052c000 r-xp 00000000 fe:00 12345 /usr/bin/keg"; the range is
+// empty when the mapping can be written or has no file.
+func mapping(line []byte) (lo, hi uintptr, ok bool) {
+	span, rest, _ := bytes.Cut(line, []byte(" "))
+	from, to, ok := bytes.Cut(span, []byte("-"))
+	if !ok || len(rest) < 4 {
+		return 0, 0, false
+	}
+	if rest[1] == 'w' || bytes.IndexByte(rest, '/') < 0 {
+		return 0, 0, true
+	}
+	return hexadecimal(from), hexadecimal(to), true
+}
+
+func hexadecimal(b []byte) (n uintptr) {
+	for _, c := range b {
+		d := uintptr(c - '0')
+		if c >= 'a' {
+			d = uintptr(c-'a') + 10
+		}
+		n = n<<4 | d
+	}
+	return n
 }
 
 // keepWords turns the error file, until now only in memory, into one in the container's
@@ -142,7 +168,6 @@ func containerMain(r Roots, place string) error {
 	}
 	starter := newLink(c)
 	starter.patience = patienceForeground
-	go warm()
 	id, attach, err := startRequest(starter)
 	if err != nil {
 		if errors.Is(err, io.EOF) {
@@ -175,18 +200,6 @@ func startRequest(l *link) (id string, a *attachment, err error) {
 		return "", nil, fmt.Errorf("first request is %q for %q, not start for an id", q.Op, q.ID)
 	}
 	return q.ID, q.Attach, nil
-}
-
-// warm does while the starter is busy what every start needs: encoding/json learns the record's
-// types, which takes it longer than reading one.
-func warm() {
-	var r container.Record
-	if err := json.Unmarshal([]byte(`{"Config":{},"Host":{}}`), &r); err != nil {
-		complain(err)
-	}
-	if _, err := json.Marshal(container.State{}); err != nil {
-		complain(err)
-	}
 }
 
 // rename puts the id where ps shows it: over the placeholder among the arguments, whose memory

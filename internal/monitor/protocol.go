@@ -70,14 +70,55 @@ type request struct {
 	Version    int
 	Op         string
 	Attach     *attachment  `json:",omitempty"` // start, attach
-	Exec       *ExecRequest `json:",omitempty"`
-	Step       *Step        `json:",omitempty"`
+	Exec       *ExecRequest `json:"-"`
+	Step       *Step        `json:"-"`
 	ID         string       `json:",omitempty"` // of an exec
 	Signal     int          `json:",omitempty"`
 	Timeout    int          `json:",omitempty"`
 	Rows, Cols uint16       `json:",omitempty"`
 
-	Endpoint *network.Endpoint `json:",omitempty"` // connect; of disconnect only the network
+	Endpoint *network.Endpoint `json:"-"` // connect; of disconnect only the network
+}
+
+// wire is a request under way. Its large parts are JSON of their own, so that encoding/json learns the types only of
+// those that are there, not all of them at every start.
+type wire struct {
+	request
+	Exec     json.RawMessage `json:",omitempty"`
+	Step     json.RawMessage `json:",omitempty"`
+	Endpoint json.RawMessage `json:",omitempty"`
+}
+
+func (q *request) encode() ([]byte, error) {
+	w := wire{request: *q}
+	err := errors.Join(encodePart(&w.Exec, q.Exec), encodePart(&w.Step, q.Step), encodePart(&w.Endpoint, q.Endpoint))
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(w)
+}
+
+func encodePart[T any](to *json.RawMessage, v *T) (err error) {
+	if v != nil {
+		*to, err = json.Marshal(v)
+	}
+	return err
+}
+
+func decodeRequest(b []byte) (*request, error) {
+	var w wire
+	if err := json.Unmarshal(b, &w); err != nil {
+		return nil, err
+	}
+	q := &w.request
+	return q, errors.Join(decodePart(w.Exec, &q.Exec), decodePart(w.Step, &q.Step), decodePart(w.Endpoint, &q.Endpoint))
+}
+
+func decodePart[T any](b json.RawMessage, to **T) error {
+	if len(b) == 0 {
+		return nil
+	}
+	return json.Unmarshal(b, to)
 }
 
 // attachment tells which streams a front end wants.

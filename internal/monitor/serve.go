@@ -49,16 +49,42 @@ func (m *monitor) listen() (*server, error) {
 	}
 	defer d.Close()
 	// By way of the descriptor: a socket's path may have 107 bytes only.
-	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: linux.FDPath(int(d.Fd())) + "/monitor.sock", Net: "unix"})
+	ln, err := listenAt(linux.FDPath(int(d.Fd())) + "/monitor.sock")
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", m.roots.socket(m.id), err)
 	}
-	ln.SetUnlinkOnClose(false)
 	mode := os.FileMode(0o600)
 	if weakness.Of("RT18") {
 		mode = 0o666
 	}
 	return &server{m: m, ln: ln, links: map[*link]bool{}}, os.Chmod(m.roots.socket(m.id), mode)
+}
+
+// listenAt is net.ListenUnix without its look at the system's longest queue, for which it reads 64 KB.
+func listenAt(path string) (*net.UnixListener, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "socket")
+	defer f.Close() // the listener has a descriptor of its own
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		return nil, err
+	}
+	const queue = 128
+	if err := unix.Listen(fd, queue); err != nil {
+		return nil, err
+	}
+	ln, err := net.FileListener(f)
+	if err != nil {
+		return nil, err
+	}
+	u, ok := ln.(*net.UnixListener)
+	if !ok {
+		ln.Close()
+		return nil, errors.New("descriptor is not a unix socket")
+	}
+	return u, nil
 }
 
 func (s *server) serve() {
@@ -149,14 +175,14 @@ func (l *link) request() (*request, error) {
 		if kind != frameRequest {
 			continue
 		}
-		var q request
-		if err := unmarshal(b, &q); err != nil {
+		q, err := decodeRequest(b)
+		if err != nil {
 			return nil, err
 		}
 		if q.Version != version && q.Version != version-1 {
 			return nil, fault.Unsupportedf("protocol version %d is not spoken", q.Version)
 		}
-		return &q, nil
+		return q, nil
 	}
 }
 

@@ -164,8 +164,9 @@ func startSelf(errlog, sock *os.File, args []string) (int, error) {
 	}
 	attr := &syscall.ProcAttr{
 		Dir: "/",
-		// Two threads of Go code are enough for a monitor; memory goes by processors.
-		Env:   append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2", "GOTRACEBACK=single"}, weakness.Env()...),
+		// One thread of Go code at a time is enough for a monitor; memory goes by processors. Nothing in it computes
+		// for long, so it is not interrupted by signals, for which each thread would touch a stack of its own.
+		Env:   append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1", "GOTRACEBACK=single"}, weakness.Env()...),
 		Files: roomy(self.Fd(), null.Fd(), null.Fd(), stderr.Fd(), sock.Fd()),
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}

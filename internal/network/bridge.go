@@ -109,7 +109,8 @@ func makeBridge(r *record) (uint32, error) {
 	c4, _ := r.config(false)
 	m := macFor(c4.Gateway)
 	attrs.HardwareAddr = m[:]
-	err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
+	var br netlink.Link = &netlink.Bridge{LinkAttrs: attrs}
+	err := netlink.LinkAdd(br)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return 0, fault.Unsupportedf("make bridge %s: this kernel has no bridges (CONFIG_BRIDGE); use --network host or none", r.Link)
 	}
@@ -117,9 +118,10 @@ func makeBridge(r *record) (uint32, error) {
 		return 0, fmt.Errorf("make bridge %s: %w", r.Link, err)
 	}
 	existed := err != nil
-	br, err := netlink.LinkByName(r.Link)
-	if err != nil {
-		return 0, fmt.Errorf("make bridge %s: %w", r.Link, err)
+	if existed || br.Attrs().Index == 0 {
+		if br, err = netlink.LinkByName(r.Link); err != nil {
+			return 0, fmt.Errorf("make bridge %s: %w", r.Link, err)
+		}
 	}
 	if br.Type() != "bridge" {
 		return 0, fault.Conflictf("cannot make bridge %s: a link of type %s has this name", r.Link, br.Type())

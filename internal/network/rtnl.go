@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"sync"
 	"syscall"
 	"time"
 
@@ -17,6 +18,9 @@ import (
 // An rtnl is a NETLINK_ROUTE socket; it stays in the network namespace of the thread
 // that opened it, whoever uses it.
 type rtnl struct{ fd int }
+
+// replies lends the memory for what the kernel says of one link, or a part of a list.
+var replies = sync.Pool{New: func() any { return new([8 << 10]byte) }}
 
 func openRtnl() (rtnl, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
@@ -80,9 +84,10 @@ func (r rtnl) do(msgs ...message) error {
 
 // receive hands messages to each until acks of them were acknowledgements.
 func (r rtnl) receive(acks int, each func(syscall.NlMsghdr, []byte)) error {
-	buf := make([]byte, 16<<10)
+	buf := replies.Get().(*[8 << 10]byte)
+	defer replies.Put(buf)
 	for acks > 0 {
-		n, err := unix.Read(r.fd, buf)
+		n, err := unix.Read(r.fd, buf[:])
 		if err == unix.EINTR {
 			continue
 		}
@@ -162,7 +167,7 @@ func (r rtnl) awaitRunning(index uint32, patience time.Duration) (bool, error) {
 	}
 }
 
-// awaitIPv6 returns when a link answers for its IPv6 address. Even without duplicate
+// awaitIPv6 returns when a link replies for its IPv6 address. Even without duplicate
 // detection it joins the address's solicited-node group (RFC 4291, 2.7.1) in a work
 // queue of the kernel; a neighbour that asks before gets no answer and waits a second.
 func (r rtnl) awaitIPv6(index uint32, a netip.Addr, patience time.Duration) error {

@@ -192,7 +192,7 @@ func (s *start) runExec(ctx context.Context, init int) (*Process, error) {
 
 // planExec lists what the child of an exec does.
 func planExec(l *layout) *program {
-	p := &program{}
+	p := newProgram(96)
 	for i := 0; i < l.closeFirst; i++ {
 		p.add("close", "what only the engine may hold", unix.SYS_CLOSE, fd(fmt.Sprint("close", i)))
 	}

@@ -40,7 +40,7 @@ const (
 // planStart lists what the child does. No path of the image is used before the old root is gone,
 // and no path of the host is used at all.
 func planStart(l *layout) *program {
-	p := &program{}
+	p := newProgram(224)
 	for i := 0; i < l.closeFirst; i++ {
 		p.add("close", "what only the engine may hold", unix.SYS_CLOSE, fd(fmt.Sprint("close", i)))
 	}

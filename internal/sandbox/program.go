@@ -65,6 +65,9 @@ type program struct {
 	slots int
 }
 
+// newProgram has room for n steps, so that none is copied when it grows.
+func newProgram(n int) *program { return &program{steps: make([]step, 0, n)} }
+
 // add appends a step; the methods of the result refine it.
 func (p *program) add(act, object string, nr uintptr, args ...arg) *program {
 	p.steps = append(p.steps, step{nr: nr, args: args, act: act, object: object})

@@ -149,8 +149,11 @@ func readCache(file string, key []byte) (Filter, bool) {
 	if unix.Fstat(int(f.Fd()), &st) != nil || st.Mode&(unix.S_IFMT|0o077) != unix.S_IFREG || int(st.Uid) != os.Geteuid() {
 		return Filter{}, false
 	}
-	b, err := io.ReadAll(io.LimitReader(f, 1<<20))
-	if err != nil || len(b) < sha256.Size+16 || (len(b)-sha256.Size)%8 != 0 {
+	if st.Size < sha256.Size+16 || st.Size > 1<<20 || (st.Size-sha256.Size)%8 != 0 {
+		return Filter{}, false
+	}
+	b := make([]byte, st.Size)
+	if _, err := io.ReadFull(f, b); err != nil {
 		return Filter{}, false
 	}
 	body := b[sha256.Size:]
