@@ -13,6 +13,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	dimage "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/network"
+	dregistry "github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/volume"
 	"github.com/opencontainers/go-digest"
 
@@ -75,6 +76,7 @@ type images interface {
 	Push(ctx context.Context, ref image.Reference, progress func(engine.PullEvent)) (image.Descriptor, error)
 	Images(context.Context, engine.ImageListOptions) ([]dimage.Summary, error)
 	InspectImage(ctx context.Context, ref string) (dimage.InspectResponse, error)
+	Search(ctx context.Context, term string, o engine.SearchOptions) ([]dregistry.SearchResult, error)
 	Attestations(ctx context.Context, ref string, o engine.AttestationOptions) ([]dimage.AttestationStatement, error)
 	History(ctx context.Context, ref string) ([]dimage.HistoryResponseItem, error)
 	Tag(ctx context.Context, source, target string) error

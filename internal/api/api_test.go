@@ -168,7 +168,8 @@ func TestAttachBeforeStart(t *testing.T) {
 	f := newFake()
 	client, dial := serve(t, f)
 	c := dial()
-	in := upgrade(t, c, "/v1.42/containers/web/attach?stream=1&stdin=1&stdout=1&stderr=1", "")
+	// dockerode says in a body what it wants; that is not typed into the program.
+	in := upgrade(t, c, "/v1.42/containers/web/attach?stream=1&stdin=1&stdout=1&stderr=1", `{"stream":true}`)
 	waited := make(chan container.WaitResponse, 1)
 	resp, err := client.Post("http://docker/v1.42/containers/web/wait?condition=next-exit", "", nil)
 	if err != nil {

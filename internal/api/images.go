@@ -387,16 +387,20 @@ func (s *Server) imageLoad(w *reply, r *request) error {
 	return out.end(err)
 }
 
-func imageSearch(_ *Server, _ *reply, r *request) error {
+func (s *Server) imageSearch(w *reply, r *request) error {
 	if r.query.Get("term") == "" {
 		return fault.Invalidf("the search term is missing")
 	}
-	if n, given, err := r.number("limit"); err != nil {
+	f, err := r.filters()
+	if err != nil {
 		return err
-	} else if given && n != 0 && (n < 1 || n > 100) {
-		return fault.Invalidf("limit %d is outside the range of [1, 100]", n)
 	}
-	return fault.Unsupportedf("search is not supported: registries have no common interface for it; look at https://hub.docker.com/search")
+	limit, _, err := r.number("limit")
+	if err != nil {
+		return err
+	}
+	list, err := s.engine.Search(r.Context(), r.query.Get("term"), engine.SearchOptions{Limit: int(limit), Filter: f})
+	return w.ok(list, err)
 }
 
 func (s *Server) distribution(w *reply, r *request) error {

@@ -44,7 +44,7 @@ func routes() []route {
 		{"GET", "/exec/{id}/json", (*Server).execInspect, ""},
 
 		{"GET", "/images/json", (*Server).imageList, ""},
-		{"GET", "/images/search", imageSearch, ""},
+		{"GET", "/images/search", (*Server).imageSearch, ""},
 		{"GET", "/images/get", (*Server).imageSave, ""},
 		{"POST", "/images/create", (*Server).imageCreate, ""},
 		{"POST", "/images/load", (*Server).imageLoad, ""},

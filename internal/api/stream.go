@@ -85,6 +85,11 @@ func (c *wire) Read(b []byte) (int, error) { return c.in.Read(b) }
 // hijack takes the connection; accept says that it is a stream now: 101 when the client asked
 // for an upgrade, else 200 as old clients expect.
 func hijack(w *reply, r *request, contentType string) (*wire, error) {
+	if r.ContentLength > 0 { // a body that says again what the query says is no input of the program
+		if _, err := io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxBody)); err != nil {
+			return nil, err
+		}
+	}
 	conn, buf, err := http.NewResponseController(w.ResponseWriter).Hijack()
 	if err != nil {
 		return nil, fmt.Errorf("take over the connection: %w", err)
