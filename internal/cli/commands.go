@@ -20,6 +20,7 @@ func commands() []entry {
 
 		{name: "builder", short: "Manage builds", sub: builderCommands},
 		{name: "buildx", short: "Manage builds, in the words of docker buildx", sub: buildxCommands},
+		{name: "compose", short: "Run Docker Compose against this engine", make: newCompose},
 		{name: "container", short: "Manage containers", sub: containerCommands},
 		{name: "image", short: "Manage images", sub: imageCommands},
 		{name: "manifest", short: "Manage image manifests and manifest lists", sub: manifestCommands},

@@ -4,6 +4,7 @@ package cli
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"path/filepath"
 	"runtime/debug"
@@ -35,7 +36,7 @@ func newServe(a *app) *cobra.Command {
 func (a *app) serve(c *cobra.Command, group string) error {
 	hosts := a.global.host
 	a.global.host = nil // here it says where to listen
-	root, run, err := a.roots()
+	_, run, err := a.roots()
 	if err != nil {
 		return err
 	}
@@ -63,9 +64,14 @@ func (a *app) serve(c *cobra.Command, group string) error {
 		fmt.Fprintf(a.out, "API listens on %s\n", h)
 	}
 	debug.SetGCPercent(50) // a server is idle most of the time: memory before speed
-	s := api.New(eng, api.Options{Version: version, Commit: commit, Env: a.env, Log: a.err, Scratch: filepath.Join(root, "contexts"),
+	return a.server(eng, a.err).Serve(c.Context(), lns...)
+}
+
+// server answers the API over an engine.
+func (a *app) server(eng *engine.Engine, log io.Writer) *api.Server {
+	root, _, _ := a.roots()
+	return api.New(eng, api.Options{Version: version, Commit: commit, Env: a.env, Log: log, Scratch: filepath.Join(root, "contexts"),
 		As: func(as ...registry.Account) api.Engine { return eng.As(as...) }})
-	return s.Serve(c.Context(), lns...)
 }
 
 // serving opens the engine itself; DOCKER_HOST of the caller's environment is for clients.
