@@ -15,7 +15,7 @@ import (
 var (
 	open  = []string{"fault", "disk", "linux", "image", "weakness"}
 	rooms = map[string][]string{
-		"fault": {}, "linux": {}, "weakness": {}, "disk": {"linux", "fault"}, "image": {"fault"},
+		"fault": {}, "linux": {}, "weakness": {}, "disk": {"linux", "fault"}, "image": {"fault", "weakness"},
 		"dockerfile": {}, "volume": {}, "event": {}, "rootless": {}, "store": {}, "registry": {}, "container": {},
 		"layer": {}, "network": {"rootless"}, "sandbox": {"sandbox/cgroup", "sandbox/seccomp"},
 		"sandbox/cgroup": {}, "sandbox/seccomp": {},

@@ -16,6 +16,7 @@ import (
 	"keg/internal/fault"
 	"keg/internal/image"
 	"keg/internal/layer"
+	"keg/internal/weakness"
 )
 
 // A bundle is an archive of images, opened: its members by name. Names are keys of a
@@ -123,6 +124,9 @@ func (b *bundle) open(name string) (*io.SectionReader, error) {
 	m, ok := b.members[clean(name)]
 	if !ok {
 		return nil, fault.NotFoundf("invalid archive: %q is missing", name)
+	}
+	if weakness.Of("IM8") {
+		m.kind = tar.TypeReg
 	}
 	switch m.kind {
 	case tar.TypeReg, tar.TypeRegA: //nolint:staticcheck // old archives have it

@@ -165,7 +165,7 @@ func TestPullsThroughChaos(t *testing.T) {
 func onePull(t *testing.T, dir, name, id string) error {
 	defer os.RemoveAll(dir)
 	e := openEngine(t, dir, nil)
-	e.remote = registry.NewClient(registry.Config{SystemDir: dir, Backoff: 5 * time.Millisecond, Stall: time.Second})
+	e.remote = registry.NewClient(registry.Config{SystemDir: dir, Backoff: 5 * time.Millisecond, Stall: 2 * time.Second})
 	ref, err := image.ParseReference(name)
 	if err != nil {
 		return err

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"keg/internal/weakness"
 )
 
 // fields of manifests, indexes and descriptors. encoding/json takes "Layers" for
@@ -19,6 +21,9 @@ const maxNesting = 64
 // checkDocument refuses a manifest or index that two readers may read differently: keys
 // that come twice, or that are a field's name in other letters (security.md IM6).
 func checkDocument(b []byte) error {
+	if weakness.Of("IM6") {
+		return nil
+	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	if err := checkValue(d, 0, false); err != nil {
 		return err

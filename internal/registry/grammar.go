@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"keg/internal/image"
+	"keg/internal/weakness"
 )
 
 const maxRepository = 255
@@ -16,6 +17,9 @@ const maxRepository = 255
 // validRepository is the grammar of distribution-spec "Pulling manifests": components of
 // lower-case letters and digits, joined by separators.
 func validRepository(name string) bool {
+	if weakness.Of("RS1") {
+		return name != ""
+	}
 	if name == "" || len(name) > maxRepository {
 		return false
 	}

@@ -17,6 +17,7 @@ import (
 
 	"keg/internal/fault"
 	"keg/internal/image"
+	"keg/internal/weakness"
 )
 
 // accept is what we can read. Docker's schema 1 is named so that an old image is called by
@@ -257,7 +258,7 @@ func (c *Client) Fetch(ctx context.Context, ref image.Reference, platform image.
 			r.RawManifest = doc
 			break
 		}
-		if len(r.Indexes) == maxDepth {
+		if len(r.Indexes) == maxDepth && !weakness.Of("IM7") {
 			return nil, fault.Invalidf("%s is an index in an index more than %d deep", ref.Familiar(), maxDepth)
 		}
 		r.Indexes = append(r.Indexes, Document{r.Desc, doc})

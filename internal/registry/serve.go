@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/net/netutil"
+
+	"keg/internal/weakness"
 )
 
 const (
@@ -106,9 +108,13 @@ func (l *accessLog) request(r *request, c *counted, received int64, began time.T
 	if l.w == io.Discard {
 		return
 	}
-	fmt.Fprintf(l, "%s remote=%s user=%q method=%q path=%q status=%d bytes=%d received=%d seconds=%.4f agent=%q\n",
+	quoted := strconv.Quote
+	if weakness.Of("RS7") {
+		quoted = func(s string) string { return s }
+	}
+	fmt.Fprintf(l, "%s remote=%s user=%q method=%q path=%q status=%d bytes=%d received=%d seconds=%.4f agent=%s\n",
 		began.UTC().Format(time.RFC3339Nano), r.RemoteAddr, r.user, r.Method, r.URL.EscapedPath(), max(c.status, 200), c.n, received,
-		time.Since(began).Seconds(), r.UserAgent())
+		time.Since(began).Seconds(), quoted(r.UserAgent()))
 }
 
 // countedBody counts what a client sent.
@@ -137,7 +143,7 @@ func (c *counted) Unwrap() http.ResponseWriter { return c.ResponseWriter }
 
 // begin gives the client time to send a body: little where it has no business in the request.
 func (c *counted) begin(r *http.Request, body *countedBody) {
-	if r.ContentLength == 0 {
+	if r.ContentLength == 0 || weakness.Of("RS5") {
 		return // a deadline would end the request's context: net/http reads ahead already
 	}
 	c.body = body

@@ -123,6 +123,11 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &counted{ResponseWriter: w}
 	body := &countedBody{ReadCloser: r.Body}
 	c.begin(r, body)
+	if r.ProtoMajor == 1 && len(r.TransferEncoding) > 0 {
+		// There may have been a Content-Length beside it, which a proxy before us went by; net/http has thrown it
+		// away. What follows on this connection could be anybody's (RFC 9112 6.1).
+		w.Header().Set("Connection", "close")
+	}
 	// A copy: net/http has to know its own body again, or it invites and reads one that was refused.
 	r = r.WithContext(r.Context())
 	r.Body = body

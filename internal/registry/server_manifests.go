@@ -13,6 +13,7 @@ import (
 
 	"keg/internal/fault"
 	"keg/internal/image"
+	"keg/internal/weakness"
 )
 
 func errManifestUnknown(ref string) apiError {
@@ -163,7 +164,11 @@ func readManifest(r *request) ([]byte, error) {
 	if r.ContentLength > image.MaxManifest {
 		return nil, tooLarge
 	}
-	b, err := io.ReadAll(io.LimitReader(r.steadyBody(), image.MaxManifest+1))
+	limit := int64(image.MaxManifest + 1)
+	if weakness.Of("RS4") {
+		limit = 1 << 40
+	}
+	b, err := io.ReadAll(io.LimitReader(r.steadyBody(), limit))
 	if err != nil {
 		return nil, brokenBody(r, err)
 	}

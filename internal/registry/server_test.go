@@ -288,6 +288,45 @@ func TestManifestChecks(t *testing.T) {
 	}
 }
 
+// IM7: null in the place of every value of a manifest, an index and an artifact, one after the other: what is
+// not taken is refused in OCI's form, what is taken reads back, and nothing panics.
+func TestNullInEveryDocument(t *testing.T) {
+	var log bytes.Buffer
+	m := newMemory()
+	h := NewServer(m, ServerOptions{Sparse: true, Log: &log})
+	img := newImage(t, image.Host(), []byte("layer"))
+	artifact := bytes.Replace(img.manifest, []byte(`"layers"`), []byte(`"artifactType":"a/b","annotations":{"a":"b"},"subject":`+string(marshal(t, img.m.Config))+`,"layers"`), 1)
+	taken, refused := 0, 0
+	for mediaType, docs := range map[string][][]byte{image.MediaManifest: {img.manifest, artifact}, image.MediaIndex: {index(t, "x")}} {
+		for _, doc := range docs {
+			for _, with := range []string{"null", "[]", "{}", `""`, "-1", "1e400", `"sha256:"`} {
+				for i := range doc {
+					if doc[i] != ':' || doc[i-1] != '"' {
+						continue
+					}
+					end := bytes.IndexAny(doc[i:], ",}]")
+					mutant := slices.Concat(doc[:i+1], []byte(with), doc[i+end:])
+					w := ask(h, "PUT", "/v2/n/manifests/1", bytes.NewReader(mutant), "Content-Type: "+mediaType)
+					switch {
+					case w.Code == 201:
+						taken++
+						if back := ask(h, "GET", "/v2/n/manifests/1", nil); back.Code != 200 || !bytes.Equal(back.Body.Bytes(), mutant) {
+							t.Errorf("%s reads back with %d", mutant, back.Code)
+						}
+					case w.Code == 400 && code(t, w) != "":
+						refused++
+					default:
+						t.Errorf("%s: %d %s", mutant, w.Code, w.Body)
+					}
+				}
+			}
+		}
+	}
+	if taken == 0 || refused < 100 || strings.Contains(log.String(), "panic") {
+		t.Errorf("%d taken, %d refused: %.300s", taken, refused, log.String())
+	}
+}
+
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
@@ -501,6 +540,21 @@ func TestSmuggling(t *testing.T) {
 		"GET /v2/\x01 HTTP/1.1\r\nHost: x\r\n\r\n",
 		"GET /v2/ HTTP/1.1\r\nHost: x\r\n broken: fold\r\n\r\n",
 		"POST /v2/x/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\nhello\r\n0\r\n\r\n",
+		"POST /v2/x/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5;x\nhello\r\n0\r\n\r\n",
+		"POST /v2/x/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n",
+		"POST /v2/x/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff5\r\nhello\r\n0\r\n\r\n",
+		"POST /v2/x/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"POST /v2/x/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 30\r\n\r\n0\r\n\r\n",
+		"POST /v2/x/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity\r\nContent-Length: 5\r\n\r\nhello",
+		"POST /v2/x/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+		"POST /v2/x/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n",
+		"POST /v2/x/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nContent-Length: 5, 5\r\n\r\nhello",
+		"POST /v2/x/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+		"POST /v2/x/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0x5\r\n\r\nhello",
+		"POST /v2/x/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nContent-Length\x00: 5\r\n\r\nhello",
+		"GET /v2/ HTTP/1.1\r\nHost: x\r\nX-A: b\rTransfer-Encoding: chunked\r\n\r\n",
+		"GET /v2/ HTTP/2.0\r\nHost: x\r\n\r\n",
+		"GET /v2/ HTTP/1.1\r\nHost: x y\r\n\r\n",
 	} {
 		c, err := net.Dial("tcp", l.Addr().String())
 		if err != nil {

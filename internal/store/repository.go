@@ -24,6 +24,7 @@ import (
 	"keg/internal/disk"
 	"keg/internal/fault"
 	"keg/internal/image"
+	"keg/internal/weakness"
 )
 
 // Repositories are those of one registry name.
@@ -188,6 +189,9 @@ func (r *Repositories) StartUpload(ctx context.Context, repo, id string) error {
 }
 
 func (r *Repositories) uploadKey(repo, id string) string {
+	if weakness.Of("RS2") {
+		repo = ""
+	}
 	return "upload-" + digest.FromString(r.host+"\x00"+repo+"\x00"+id).Encoded()
 }
 
