@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"unicode/utf8"
-
-	"keg/internal/weakness"
 )
 
 // quoting escapes what a terminal would obey: C0 and C1 controls but newline and tab,
@@ -41,9 +39,6 @@ func (q *quoting) Write(p []byte) (int, error) {
 
 func quote(b []byte) []byte {
 	clean := true
-	if weakness.Of("IM9") {
-		return b
-	}
 	for i := 0; i < len(b); {
 		r, n := utf8.DecodeRune(b[i:])
 		if obeyed(r, n) {

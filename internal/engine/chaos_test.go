@@ -110,9 +110,9 @@ func fastDir(t *testing.T) string {
 // ignores ranges and lies about lengths. At least 999 of a thousand come through, and every tree is the right one.
 func TestPullsThroughChaos(t *testing.T) {
 	loopback(t)
-	pulls, images := 300, 5
+	pulls, images, stall := 300, 5, 2*time.Second
 	if os.Getenv("KEG_SOAK") != "" {
-		pulls = 10_000
+		pulls, stall = 10_000, 6*time.Second
 	} else if testing.Short() {
 		pulls = 30
 	}
@@ -141,7 +141,7 @@ func TestPullsThroughChaos(t *testing.T) {
 	for range 16 {
 		wg.Go(func() {
 			for n := next.Add(1); n <= int64(pulls); n = next.Add(1) {
-				if err := onePull(t, filepath.Join(base, fmt.Sprint("pull", n)), fmt.Sprintf("%s/web:%d", host, int(n)%images), ids[int(n)%images]); err != nil {
+				if err := onePull(t, filepath.Join(base, fmt.Sprint("pull", n)), fmt.Sprintf("%s/web:%d", host, int(n)%images), ids[int(n)%images], stall); err != nil {
 					failed.Add(1)
 					t.Logf("pull %d: %v", n, err)
 				}
@@ -162,10 +162,10 @@ func TestPullsThroughChaos(t *testing.T) {
 
 // onePull pulls into an engine of its own and looks at what came: the image's id is the digest of its config, which
 // names its trees' digests, and they were compared while they were unpacked. What is kept of the blobs is read again.
-func onePull(t *testing.T, dir, name, id string) error {
+func onePull(t *testing.T, dir, name, id string, stall time.Duration) error {
 	defer os.RemoveAll(dir)
 	e := openEngine(t, dir, nil)
-	e.remote = registry.NewClient(registry.Config{SystemDir: dir, Backoff: 5 * time.Millisecond, Stall: 2 * time.Second})
+	e.remote = registry.NewClient(registry.Config{SystemDir: dir, Backoff: 5 * time.Millisecond, Stall: stall})
 	ref, err := image.ParseReference(name)
 	if err != nil {
 		return err

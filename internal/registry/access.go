@@ -104,10 +104,13 @@ func (s *server) anonymous() bool {
 
 // may reports whether the caller of r has a right, by the rules and by the token that was shown.
 func (s *server) may(r *request, repo string, want Right) bool {
+	if weakness.Of("RS3") {
+		return true
+	}
 	if s.rights(r.user, repo)&want != want {
 		return false
 	}
-	return r.token == nil || weakness.Of("RS3") || r.token.rights(repo)&want == want
+	return r.token == nil || r.token.rights(repo)&want == want
 }
 
 // needs is the right that a request takes; 0 for those about no repository.

@@ -362,7 +362,10 @@ func (c *Client) findHelper(name string) (string, error) {
 	}
 	program := "docker-credential-" + name
 	for _, dir := range filepath.SplitList(c.cfg.Env["PATH"]) {
-		if !filepath.IsAbs(dir) && !weakness.Of("RC5") {
+		if weakness.Of("RC5") {
+			dir, _ = filepath.Abs(dir)
+		}
+		if !filepath.IsAbs(dir) {
 			continue
 		}
 		p := filepath.Join(dir, program)

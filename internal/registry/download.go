@@ -115,7 +115,7 @@ func (b *blobReader) read(p []byte) (int, error) {
 }
 
 func early(err error) error {
-	if errors.Is(err, io.EOF) && !weakness.Of("RC3") {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err
@@ -195,7 +195,7 @@ func (b *blobReader) accept(resp *http.Response) error {
 	if resp.StatusCode == http.StatusPartialContent {
 		start, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
 		switch {
-		case !ok || start != b.off:
+		case !ok || start != b.off && !weakness.Of("RC3"):
 			return &damaged{fmt.Errorf("registry %s: the answer is another range than the one asked for: %q", b.place.name(), printable(resp.Header.Get("Content-Range")))}
 		case total >= 0 && total != b.desc.Size:
 			return b.wrongSize(total)

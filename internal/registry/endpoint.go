@@ -40,7 +40,7 @@ const hubHost = "registry-1.docker.io"
 
 func newEndpoint(c *Client, host string, insecure bool) *endpoint {
 	ep := &endpoint{c: c, host: host}
-	ep.insecure = insecure || isLoopback(hostname(host)) || slices.Contains(c.cfg.Insecure, host) || weakness.Of("RC4")
+	ep.insecure = insecure || isLoopback(hostname(host)) || slices.Contains(c.cfg.Insecure, host)
 	ep.connect = sync.OnceValues(func() (http.RoundTripper, error) { return newTransport(c, host, ep.insecure) })
 	return ep
 }
@@ -74,7 +74,7 @@ func newTransport(c *Client, host string, insecure bool) (http.RoundTripper, err
 	}
 	// As Docker does: an insecure registry may show any certificate, unless the host
 	// says which one it should be.
-	cfg.InsecureSkipVerify = insecure && cfg.RootCAs == nil
+	cfg.InsecureSkipVerify = insecure && cfg.RootCAs == nil || weakness.Of("RC4")
 	proxy := proxyFrom(c.cfg.Env)
 	return &http.Transport{
 		Proxy:                  func(r *http.Request) (*url.URL, error) { return proxy(r.URL) },

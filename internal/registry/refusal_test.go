@@ -95,7 +95,7 @@ func TestRefusalsAreAnsweredAtOnce(t *testing.T) {
 				}
 				defer c.Close()
 				began := time.Now()
-				c.SetDeadline(began.Add(20 * time.Second))
+				c.SetDeadline(began.Add(8 * time.Second))
 				framing := fmt.Sprintf("Content-Length: %d", tc.length)
 				if tc.length == chunked {
 					framing = "Transfer-Encoding: chunked"

@@ -166,13 +166,13 @@ func readManifest(r *request) ([]byte, error) {
 	}
 	limit := int64(image.MaxManifest + 1)
 	if weakness.Of("RS4") {
-		limit = 1 << 40
+		limit = 16 << 20
 	}
 	b, err := io.ReadAll(io.LimitReader(r.steadyBody(), limit))
 	if err != nil {
 		return nil, brokenBody(r, err)
 	}
-	if len(b) > image.MaxManifest {
+	if len(b) > image.MaxManifest && !weakness.Of("RS4") {
 		return nil, tooLarge
 	}
 	return b, nil
