@@ -25,6 +25,7 @@ type row struct {
 	base  string // the row whose median the ratio is to
 	argv  []string
 	env   []string
+	user  *syscall.Credential
 	times []time.Duration
 }
 
@@ -99,6 +100,10 @@ func run(keg string, rounds int, withDocker bool, only string) error {
 		return err
 	}
 	print(rows, rounds)
+	printDocker(rows)
+	if err := b.together(rounds / 2); err != nil {
+		return err
+	}
 	time.Sleep(2 * time.Second)
 	known := func(x string) bool { return slices.Contains(before, x) }
 	if left := slices.DeleteFunc(b.host(), known); len(left) > 0 {
@@ -129,6 +134,7 @@ func (r *row) once() (time.Duration, error) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, r.argv[0], r.argv[1:]...)
 	cmd.Env = r.env
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: r.user}
 	var errs strings.Builder
 	cmd.Stderr = &errs
 	start := time.Now()
@@ -157,5 +163,19 @@ func print(rows []*row, rounds int) {
 		ms := func(d time.Duration) string { return fmt.Sprintf("%.2f", float64(d.Microseconds())/1000) }
 		ratio := fmt.Sprintf("%.2f", float64(medians[r.name])/float64(medians[r.base]))
 		fmt.Printf("| %s | %s | %s | %s | %s |\n", r.name, ms(slices.Min(r.times)), ms(medians[r.name]), ratio, r.base)
+	}
+}
+
+// printDocker compares keg's rows with Docker's of the same words.
+func printDocker(rows []*row) {
+	of := map[string]time.Duration{}
+	for _, r := range rows {
+		of[r.name] = median(r.times)
+	}
+	fmt.Println()
+	for _, r := range rows {
+		if d := of[strings.Replace(r.name, "keg", "docker", 1)]; strings.HasPrefix(r.name, "keg") && d > 0 {
+			fmt.Printf("%s: 1/%.1f of %s\n", r.name, float64(d)/float64(of[r.name]), strings.Replace(r.name, "keg", "docker", 1))
+		}
 	}
 }

@@ -23,6 +23,8 @@ import (
 type bench struct {
 	dir, keg  string
 	env       []string
+	userEnv   []string
+	user      *syscall.Credential // of the ordinary user; nil: none here
 	docker    *exec.Cmd
 	dockerEnv []string
 	started   []func()
@@ -79,10 +81,49 @@ func (b *bench) prepare() error {
 	if err := b.emptyProgram(); err != nil {
 		return err
 	}
+	if err := b.prepareUser(); err != nil {
+		fmt.Println("A container of an ordinary user is not timed:", err)
+	}
 	return b.idleRunc()
 }
 
-func (b *bench) do(argv []string) error {
+// prepareUser starts a container as an ordinary user, for the row that enters it.
+func (b *bench) prepareUser() error {
+	const uid = 1000
+	for _, d := range []string{b.dir, b.dir + "/image"} {
+		if err := os.Chmod(d, 0o755); err != nil {
+			return err
+		}
+	}
+	home := filepath.Join(b.dir, "user")
+	if err := os.Mkdir(home, 0o755); err != nil {
+		return err
+	}
+	if err := os.Chown(home, uid, uid); err != nil {
+		return err
+	}
+	b.userEnv = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "KEG_ROOT=" + home + "/root", "KEG_RUN_ROOT=" + home + "/run"}
+	b.user = &syscall.Credential{Uid: uid, Gid: uid}
+	keg := filepath.Join(home, "keg") // where the user can read it
+	if err := b.do([]string{"install", "-m", "0755", b.keg, keg}); err != nil {
+		return err
+	}
+	for _, argv := range [][]string{
+		{keg, "build", "-q", "-t", "bench", b.dir + "/image"},
+		{keg, "run", "-d", "--name", "idle", "--network", "none", "bench", "sleep", "100000"},
+	} {
+		if err := b.doAs(argv, b.userEnv, b.user); err != nil {
+			b.user = nil
+			return err
+		}
+	}
+	b.started = append(b.started, func() { b.doAs([]string{keg, "rm", "-f", "idle"}, b.userEnv, b.user) })
+	return nil
+}
+
+func (b *bench) do(argv []string) error { return b.doAs(argv, b.env, nil) }
+
+func (b *bench) doAs(argv, env []string, user *syscall.Credential) error {
 	// A file, not a pipe: what a detached container keeps open must not be waited for.
 	out, err := os.CreateTemp(b.dir, "out-")
 	if err != nil {
@@ -92,7 +133,8 @@ func (b *bench) do(argv []string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env, cmd.Stdout, cmd.Stderr = b.env, out, out
+	cmd.Env, cmd.Stdout, cmd.Stderr = env, out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user}
 	if err := cmd.Run(); err != nil {
 		said, _ := os.ReadFile(out.Name())
 		return fmt.Errorf("%q: %w\n%s", argv, err, said)
@@ -160,7 +202,7 @@ func (b *bench) rows() []*row {
 	plain := func(name, base string, argv ...string) *row {
 		return &row{name: name, base: base, argv: argv, env: os.Environ()}
 	}
-	return []*row{
+	rows := []*row{
 		plain("empty Go program", "empty Go program", filepath.Join(b.dir, "empty/empty")),
 		keg("keg --version", "empty Go program", "--version"),
 		plain("runc run", "runc run", "runc", "--root", b.dir+"/runc", "run", "--bundle", b.dir+"/bundle", "bench1"),
@@ -169,8 +211,13 @@ func (b *bench) rows() []*row {
 		keg("keg run --rm -p", "runc run", "run", "--rm", "--name", "benchp", "-p", "18080:80", "bench", "true"),
 		plain("runc exec", "runc exec", "runc", "--root", b.dir+"/runc", "exec", "benchidle", "true"),
 		keg("keg exec", "runc exec", "exec", "idle", "true"),
+		plain("keg oci run, the same bundle", "runc run", b.keg, "oci", "--root", b.dir+"/oci", "run", "--bundle", b.dir+"/bundle", "bench2"),
 		keg("keg build, 20 steps, all cached", "runc run", "build", "-q", "-t", "steps", b.dir+"/steps"),
 	}
+	if b.user != nil {
+		rows = append(rows, &row{name: "keg exec, an ordinary user's", base: "runc exec", argv: []string{b.dir + "/user/keg", "exec", "idle", "true"}, env: b.userEnv, user: b.user})
+	}
+	return rows
 }
 
 // startDocker starts Debian's engine with directories and a socket of its own.
@@ -281,7 +328,7 @@ func (b *bench) monitors() (pids []string) {
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range procs {
 		c, _ := os.ReadFile(p)
-		if bytes.HasPrefix(c, []byte("keg-monitor")) && bytes.Contains(c, []byte(b.dir)) {
+		if (bytes.HasPrefix(c, []byte("keg-monitor")) || bytes.HasPrefix(c, []byte("keg-keeper"))) && bytes.Contains(c, []byte(b.dir)) {
 			pids = append(pids, strings.Split(p, "/")[2])
 		}
 	}
@@ -302,7 +349,10 @@ func (b *bench) memory() error {
 			}
 		}
 	}
-	b.started[0]() // the idle container
+	for _, f := range slices.Backward(b.started) { // the idle containers
+		f()
+	}
+	b.started = nil
 	time.Sleep(2 * time.Second)
 	if left := b.monitors(); len(left) > 0 {
 		return errors.New("processes without a container: " + strings.Join(left, " "))
