@@ -146,13 +146,20 @@ func (d *density) running() int {
 func (d *density) small(n int) {
 	d.t.Helper()
 	var pss, threads []int
+	largest := ""
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range procs {
 		if c, _ := os.ReadFile(p); !bytes.HasPrefix(c, []byte("keg-monitor")) || !bytes.Contains(c, []byte(d.dir)) {
 			continue
 		}
 		at := filepath.Dir(p)
-		pss = append(pss, number(read(at+"/smaps_rollup"), "Pss:"))
+		size := number(read(at+"/smaps_rollup"), "Pss:")
+		if len(pss) == 0 || size > slices.Max(pss) {
+			id := strings.Split(read(p), "\x00")[4]
+			name, _ := d.run("inspect", "--format", "{{.Name}} on {{.HostConfig.NetworkMode}}, started at {{.State.StartedAt}}", id)
+			largest = name + read(at+"/smaps_rollup") + read(filepath.Join(d.dir, "root/containers", id, "monitor.log"))
+		}
+		pss = append(pss, size)
 		threads = append(threads, number(read(at+"/status"), "Threads:"))
 	}
 	if len(pss) != n {
@@ -165,7 +172,7 @@ func (d *density) small(n int) {
 	slices.Sort(pss)
 	d.t.Logf("a monitor: PSS %d kB on average, the largest %d; %d threads at most", sum/max(1, len(pss)), pss[max(0, len(pss)-5):], busiest)
 	if most > 2048 {
-		d.t.Errorf("a monitor has a PSS of %d kB, more than 2 MiB", most)
+		d.t.Errorf("a monitor has a PSS of %d kB, more than 2 MiB\n%s", most, largest)
 	}
 	if busiest > 8 {
 		d.t.Errorf("a monitor has %d threads, more than 8", busiest)

@@ -9,6 +9,8 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
+	"sort"
 
 	"github.com/moby/moby/api/types/network"
 
@@ -62,19 +64,28 @@ func (s *Store) leases(name string) ([]*lease, error) {
 	return out, nil
 }
 
-// leased tells which addresses of a network are taken, by file name only.
-func (s *Store) leased(name string) (map[netip.Addr]bool, error) {
-	ents, err := os.ReadDir(s.leaseDir(name))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+// leased tells which addresses of a network are taken, by file name only. A network may have a thousand, and every monitor
+// asks: the names are all that is kept.
+func (s *Store) leased(name string) (taken func(netip.Addr) bool, err error) {
+	d, err := os.Open(s.leaseDir(name))
+	if errors.Is(err, os.ErrNotExist) {
+		return func(netip.Addr) bool { return false }, nil
+	}
+	if err != nil {
 		return nil, err
 	}
-	taken := make(map[netip.Addr]bool, len(ents))
-	for _, e := range ents {
-		if a, err := netip.ParseAddr(e.Name()); err == nil {
-			taken[a] = true
-		}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return nil, err
 	}
-	return taken, nil
+	slices.Sort(names)
+	return func(a netip.Addr) bool {
+		var room [64]byte
+		text := a.AppendTo(room[:0])
+		i := sort.Search(len(names), func(i int) bool { return names[i] >= string(text) })
+		return i < len(names) && names[i] == string(text)
+	}, nil
 }
 
 // idle reports whether no address of a network is leased.
@@ -118,9 +129,9 @@ func (s *Store) pickLease(r *record, l *lease, want *network.EndpointIPAMConfig)
 }
 
 // address picks or checks one address.
-func (s *Store) address(r *record, c network.IPAMConfig, want netip.Addr, taken map[netip.Addr]bool) (netip.Addr, error) {
+func (s *Store) address(r *record, c network.IPAMConfig, want netip.Addr, taken func(netip.Addr) bool) (netip.Addr, error) {
 	if !want.IsValid() {
-		a, ok := pickAddress(c, func(a netip.Addr) bool { return taken[a] })
+		a, ok := pickAddress(c, taken)
 		if !ok {
 			return a, fault.Unavailablef("could not find an available IP address in network %s (%s): no available %s addresses on this network's address pools: %s (%s)",
 				r.Network.Name, c.Subnet, family(c.Subnet.Addr()), r.Network.Name, r.Network.ID)
@@ -136,7 +147,7 @@ func (s *Store) address(r *record, c network.IPAMConfig, want netip.Addr, taken 
 	if reserved(c, want) && want != auxOf(c, want) {
 		return want, fault.Deniedf("Address already in use: %s belongs to network %s itself", want, r.Network.Name)
 	}
-	if taken[want] {
+	if taken(want) {
 		return want, s.addressTaken(r, want)
 	}
 	return want, nil
