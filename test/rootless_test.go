@@ -28,7 +28,7 @@ const (
 // TestRootlessScript runs the same commands as an ordinary user.
 func TestRootlessScript(t *testing.T) {
 	if os.Geteuid() == 0 {
-		asOrdinaryUser(t)
+		asOrdinaryUser(t, "^TestRootlessScript$")
 		return
 	}
 	if err := tryUserNamespace(); err != nil {
@@ -40,6 +40,15 @@ func TestRootlessScript(t *testing.T) {
 			e.Setenv(k, os.Getenv(k))
 		}
 	})
+}
+
+// TestRootlessClientAddress: row NW6 of the threats: a published port, and what the server knows of its client. It is
+// one of the scripts above, alone.
+func TestRootlessClientAddress(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: TestRootlessScript runs this script for an ordinary user")
+	}
+	asOrdinaryUser(t, "^TestRootlessScript$/^network$")
 }
 
 // rootsScripts are those of root's that need nothing which an ordinary user lacks (cgroups, mounts and rules of
@@ -86,8 +95,8 @@ func condition(word string) (bool, error) {
 	return false, fmt.Errorf("unknown condition %q", word)
 }
 
-// asOrdinaryUser runs this test in a copy of the test binary, where that user may read.
-func asOrdinaryUser(t *testing.T) {
+// asOrdinaryUser runs tests in a copy of the test binary, where that user may read.
+func asOrdinaryUser(t *testing.T, tests string) {
 	dir, err := os.MkdirTemp("", "ordinary-")
 	if err != nil {
 		t.Fatal(err)
@@ -117,9 +126,9 @@ func asOrdinaryUser(t *testing.T) {
 	if err := os.Chown(tmp, ordinaryUID, ordinaryUID); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(filepath.Join(dir, "test"), "-test.run=^TestRootlessScript$", "-test.v", "-test.timeout=5m")
+	cmd := exec.Command(filepath.Join(dir, "test"), "-test.run="+tests, "-test.v", "-test.timeout=5m")
 	cmd.Dir = dir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin", "HOME=" + tmp, "TMPDIR=" + tmp, "KEG_TEST_BINARY=" + filepath.Join(dir, "keg")}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin", "HOME=" + tmp, "TMPDIR=" + tmp, "KEG_TEST_BINARY=" + filepath.Join(dir, "keg"), "KEG_WEAKEN=" + os.Getenv("KEG_WEAKEN")}
 	cmd.Env = append(cmd.Env, addRootsScripts(t, filepath.Join(dir, "script/rootless"))...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: ordinaryUID, Gid: ordinaryUID}, Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.CombinedOutput()

@@ -43,6 +43,9 @@ func run(t *testing.T, dir string, more func(*testscript.Env)) {
 			e.Setenv("DOCKER_CONFIG", "")
 			e.Setenv(isolated, os.Getenv(isolated)) // retry and code are this binary, too
 			e.Setenv("TERM", "xterm")
+			if w := os.Getenv("KEG_WEAKEN"); w != "" {
+				e.Setenv("KEG_WEAKEN", w)
+			}
 			e.Setenv("PATH", bin+":"+e.Getenv("PATH")+":/usr/sbin:/sbin")
 			more(e)
 			before := host(state)

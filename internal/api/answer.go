@@ -17,6 +17,7 @@ import (
 
 	"keg/internal/engine"
 	"keg/internal/fault"
+	"keg/internal/weakness"
 )
 
 // statuses is the one table from kinds of failure to HTTP.
@@ -92,7 +93,11 @@ const maxBody = 4 << 20
 
 // body reads all of a JSON body into v; without a body v stays as it is when it may.
 func (r *request) body(w *reply, v any, optional bool) error {
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	limited := http.MaxBytesReader(w, r.Body, maxBody)
+	if weakness.Of("AP3") {
+		limited = io.NopCloser(io.LimitReader(r.Body, maxBody))
+	}
+	b, err := io.ReadAll(limited)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"keg/internal/fault"
+	"keg/internal/weakness"
 )
 
 // route is one row of the table. In a path {x} is one segment, {x*} one or more.
@@ -122,6 +123,9 @@ func (s *Server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 	h.Set("Ostype", "linux")
 	h.Set("Server", "keg/"+s.o.Version+" (linux)")
 	defer func() {
+		if weakness.Of("AP4") {
+			return
+		}
 		p := recover()
 		if p == nil {
 			return
@@ -204,6 +208,9 @@ func splitPath(path string) ([]string, error) {
 // checkOrigin keeps browsers out: no page of any site has business here, and a name that
 // was made to point at this host (DNS rebinding) is no name of ours.
 func checkOrigin(r *http.Request) error {
+	if weakness.Of("AP2") {
+		return nil
+	}
 	if o := r.Header.Get("Origin"); o != "" {
 		return fault.Deniedf("requests of web pages (origin %q) are refused", o)
 	}

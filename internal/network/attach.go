@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
+	"keg/internal/weakness"
 )
 
 // Attachment is what was made. The monitor keeps it until the container ended.
@@ -263,7 +264,7 @@ func (a *Attachment) bringUp() error {
 			return err
 		}
 	}
-	if !a.fw.exists() {
+	if !a.fw.exists() && !weakness.Of("NW3") {
 		return s.rebuild(st)
 	}
 	return nil

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"keg/internal/weakness"
 )
 
 const (
@@ -274,7 +276,7 @@ func (r *resolver) forward(q *dns.Msg, overTCP bool) *dns.Msg {
 	r.mu.RLock()
 	ups, external := r.upstreams, r.external
 	r.mu.RUnlock()
-	if !external {
+	if !external && !weakness.Of("NW5") {
 		return nil
 	}
 	var last *dns.Msg

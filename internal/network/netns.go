@@ -18,6 +18,7 @@ import (
 	"keg/internal/fault"
 	"keg/internal/linux"
 	"keg/internal/rootless"
+	"keg/internal/weakness"
 )
 
 // A netns is a namespace with loopback up.
@@ -109,7 +110,9 @@ func (n *netns) furnish(o netnsOptions) (err error) {
 	}
 	n.inode = st.Ino
 	// default/ is what a link starts with: set before any link but lo is there.
-	if o.ipv6 {
+	if o.ipv6 && weakness.Of("NW4") {
+		err = nil
+	} else if o.ipv6 {
 		err = errors.Join(sysctl("ipv6/conf/all/accept_ra", "0"), sysctl("ipv6/conf/default/accept_ra", "0"))
 	} else {
 		err = sysctl("ipv6/conf/all/disable_ipv6", "1")

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"keg/internal/weakness"
 )
 
 // A key is what a match looks at.
@@ -136,6 +138,9 @@ func plan(up map[string]upNetwork, newRouter bool) []chain {
 // A port published on 127.0.0.1 must not answer a neighbour that routes 127.0.0.0/8 at
 // us, even where route_localnet is on.
 func rawRules() []rule {
+	if weakness.Of("NW1") {
+		return nil
+	}
 	return []rule{on(drop, is(keyDst, "127.0.0.0/8"), isNot(keyIif, "lo"))}
 }
 
@@ -147,6 +152,10 @@ func publishRules(nets []upNetwork) (out []rule) {
 		out = append(out, on(ret, is(keyIif, n.Bridge)))
 	}
 	for _, m := range natMaps() {
+		if weakness.Of("NW2") {
+			out = append(out, on(m.verb()))
+			continue
+		}
 		out = append(out, on(m.verb(), is(keyLocal, "local")))
 	}
 	return out

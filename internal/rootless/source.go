@@ -15,6 +15,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"keg/internal/weakness"
 )
 
 const (
@@ -27,7 +29,7 @@ const (
 // on the loopback, whom no container could answer.
 func Speaks(d *net.Dialer, client, target netip.AddrPort) bool {
 	a := client.Addr().Unmap()
-	if !a.Is4() || a.IsLoopback() || !target.Addr().Unmap().Is4() {
+	if weakness.Of("NW6") || !a.Is4() || a.IsLoopback() || !target.Addr().Unmap().Is4() {
 		return false
 	}
 	d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(a, client.Port()))
