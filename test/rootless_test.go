@@ -85,6 +85,8 @@ func tryUserNamespace() error {
 // condition answers what scripts ask in brackets.
 func condition(word string) (bool, error) {
 	switch word {
+	case "keg":
+		return !onDocker(), nil
 	case "subids":
 		b, _ := os.ReadFile("/etc/subuid")
 		return strings.Contains("\n"+string(b), "\n"+ordinary+":"), nil

@@ -30,36 +30,46 @@ func run(t *testing.T, dir string, more func(*testscript.Env)) {
 	testscript.Run(t, testscript.Params{
 		Dir:       dir,
 		Condition: condition,
-		Setup: func(e *testscript.Env) error {
-			// Short: socket paths and overlay options have limits of their own.
-			state, err := os.MkdirTemp("", "k-")
-			if err != nil {
-				return err
-			}
-			os.Chmod(state, 0o755)
-			e.Setenv("KEG_ROOT", filepath.Join(state, "root"))
-			e.Setenv("KEG_RUN_ROOT", filepath.Join(state, "run"))
-			e.Setenv("HOME", filepath.Join(state, "home"))
-			e.Setenv("DOCKER_CONFIG", "")
-			e.Setenv(isolated, os.Getenv(isolated)) // retry and code are this binary, too
-			e.Setenv("TERM", "xterm")
-			if w := os.Getenv("KEG_WEAKEN"); w != "" {
-				e.Setenv("KEG_WEAKEN", w)
-			}
-			e.Setenv("PATH", bin+":"+e.Getenv("PATH")+":/usr/sbin:/sbin")
-			more(e)
-			before := host(state)
-			e.Defer(func() {
-				left := settle(state, before)
-				cleanUp(e, state)
-				remove(e, state)
-				if left != "" {
-					e.T().Fatal("left on the host:\n" + left)
-				}
-			})
-			return nil
-		},
+		Setup:     func(e *testscript.Env) error { return prepare(e, more) },
 	})
+}
+
+// prepare gives a script directories of its own, and looks at the host when it is over.
+func prepare(e *testscript.Env, more func(*testscript.Env)) error {
+	// Short: socket paths and overlay options have limits of their own.
+	state, err := os.MkdirTemp("", "k-")
+	if err != nil {
+		return err
+	}
+	os.Chmod(state, 0o755)
+	e.Setenv("KEG_ROOT", filepath.Join(state, "root"))
+	e.Setenv("KEG_RUN_ROOT", filepath.Join(state, "run"))
+	e.Setenv("HOME", filepath.Join(state, "home"))
+	e.Setenv("DOCKER_CONFIG", "")
+	e.Setenv(isolated, os.Getenv(isolated)) // retry and code are this binary, too
+	e.Setenv("TERM", "xterm")
+	if w := os.Getenv("KEG_WEAKEN"); w != "" {
+		e.Setenv("KEG_WEAKEN", w)
+	}
+	e.Setenv("PATH", bin+":"+e.Getenv("PATH")+":/usr/sbin:/sbin")
+	more(e)
+	if onDocker() {
+		stop, err := dockerTarget(e, state)
+		if stop != nil {
+			e.Defer(func() { stop(); os.RemoveAll(state) })
+		}
+		return err
+	}
+	before := host(state)
+	e.Defer(func() {
+		left := settle(state, before)
+		cleanUp(e, state)
+		remove(e, state)
+		if left != "" {
+			e.T().Fatal("left on the host:\n" + left)
+		}
+	})
+	return nil
 }
 
 // remove deletes the engine's directories; what containers of an ordinary user left belongs to
