@@ -117,6 +117,21 @@ func (s *Store) Get(id string) (*Record, error) {
 	return &r, nil
 }
 
+// ImageID reads of a record only which image the container is made from.
+func (s *Store) ImageID(id string) (digest.Digest, error) {
+	if !isID(id) {
+		return "", notFound(id)
+	}
+	var r struct{ ImageID digest.Digest }
+	if err := disk.GetJSON(s.configPath(id), &r); err != nil {
+		if fault.Is(err, fault.NotFound) {
+			return "", notFound(id)
+		}
+		return "", err
+	}
+	return r.ImageID, nil
+}
+
 // State reads the state. A container that never ran has the status "created". A state
 // that a power cut tore is told as an exit whose code is lost, never as success.
 func (s *Store) State(id string) (*State, error) {

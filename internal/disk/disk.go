@@ -118,7 +118,7 @@ func PutJSONVolatile(path string, v any) error {
 // GetJSON reads the record at path into v. A missing file is fault.NotFound; a
 // torn or foreign one is an error that names the file.
 func GetJSON(path string, v any) error {
-	b, err := os.ReadFile(path)
+	b, err := readFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fault.As(fault.NotFound, err)
 	}
@@ -129,6 +129,37 @@ func GetJSON(path string, v any) error {
 		return fmt.Errorf("read record %s: %w", path, err)
 	}
 	return nil
+}
+
+// readFile is os.ReadFile with four system calls instead of ten: lists read thousands of records.
+func readFile(path string) ([]byte, error) {
+	fd, err := retry(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	b := make([]byte, 0, 4<<10)
+	for {
+		n, err := retry(func() (int, error) { return unix.Read(fd, b[len(b):cap(b)]) })
+		if err != nil {
+			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+		}
+		if n == 0 {
+			return b, nil
+		}
+		if b = b[:len(b)+n]; len(b) == cap(b) {
+			b = append(b, make([]byte, len(b))...)[:len(b)]
+		}
+	}
+}
+
+func retry(call func() (int, error)) (int, error) {
+	for {
+		n, err := call()
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
 }
 
 // SyncDir makes renames and unlinks in dir durable.

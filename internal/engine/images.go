@@ -156,11 +156,20 @@ func (e *Engine) imageUsers() (map[digest.Digest][]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	used := map[digest.Digest][]string{}
-	for _, id := range ids {
-		if r, err := e.containers.Get(id); err == nil {
-			used[r.ImageID] = append(used[r.ImageID], id)
+	type user struct {
+		id    string
+		image digest.Digest
+	}
+	users, _ := readAll(ids, func(id string) (user, error) {
+		image, err := e.containers.ImageID(id)
+		if err != nil {
+			return user{}, fault.As(fault.NotFound, err) // what cannot be read uses none
 		}
+		return user{id, image}, nil
+	})
+	used := map[digest.Digest][]string{}
+	for _, u := range users {
+		used[u.image] = append(used[u.image], u.id)
 	}
 	return used, nil
 }

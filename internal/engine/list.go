@@ -4,17 +4,14 @@ import (
 	"cmp"
 	"context"
 	"path"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/errgroup"
 
 	ctr "keg/internal/container"
 	"keg/internal/fault"
@@ -40,26 +37,10 @@ func (e *Engine) all(ctx context.Context) ([]one, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Reading a thousand records takes a processor a tenth of a second: all processors take part.
-	found := make([]one, len(ids))
-	var next atomic.Int64
-	work, wctx := errgroup.WithContext(ctx)
-	for range min(runtime.GOMAXPROCS(0), 1+len(ids)/16) {
-		work.Go(func() error {
-			for i := next.Add(1) - 1; i < int64(len(ids)); i = next.Add(1) - 1 {
-				c, err := e.one(wctx, ids[i])
-				if err != nil && !fault.Is(err, fault.NotFound) {
-					return err
-				}
-				found[i] = c
-			}
-			return nil
-		})
-	}
-	if err := work.Wait(); err != nil {
+	list, err := readAll(ids, func(id string) (one, error) { return e.one(ctx, id) })
+	if err != nil {
 		return nil, err
 	}
-	list := slices.DeleteFunc(found, func(c one) bool { return c.Record == nil }) // removed meanwhile
 	slices.SortStableFunc(list, func(a, b one) int { return b.Created.Compare(a.Created) })
 	return list, nil
 }

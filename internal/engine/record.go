@@ -211,17 +211,14 @@ func (e *Engine) album() (*album, error) {
 			byManifest[m.Digest] = r
 		}
 	}
-	for _, ent := range ents {
-		if disk.IsTemp(ent.Name()) || len(ent.Name()) != 64 {
-			continue
-		}
-		r, err := e.imageByID(digest.NewDigestFromEncoded(digest.SHA256, ent.Name()))
-		if fault.Is(err, fault.NotFound) {
-			continue // removed meanwhile
-		}
-		if err != nil {
-			return nil, err
-		}
+	ents = slices.DeleteFunc(ents, func(ent fs.DirEntry) bool { return disk.IsTemp(ent.Name()) || len(ent.Name()) != 64 })
+	records, err := readAll(ents, func(ent fs.DirEntry) (*imageRecord, error) {
+		return e.imageByID(digest.NewDigestFromEncoded(digest.SHA256, ent.Name()))
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range records {
 		add(r)
 	}
 	names, err := e.store.Names()

@@ -222,7 +222,11 @@ func (s *Store) Names() ([]Named, error) {
 		}
 		return nil
 	})
-	slices.SortFunc(names, func(a, b Named) int { return cmp.Compare(a.Ref.String(), b.Ref.String()) })
+	keys := make(map[image.Reference]string, len(names))
+	for _, n := range names {
+		keys[n.Ref] = n.Ref.String()
+	}
+	slices.SortFunc(names, func(a, b Named) int { return cmp.Compare(keys[a.Ref], keys[b.Ref]) })
 	return names, err
 }
 

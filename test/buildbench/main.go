@@ -1,5 +1,5 @@
-// Command buildbench times builds of keg beside Debian's Docker with BuildKit: the same
-// Dockerfiles, contexts and bases, in one run, one after the other in each round, with
+// Command buildbench times builds of keg beside Debian's Docker with BuildKit (-set day: everyday
+// commands beside Docker): the same Dockerfiles, contexts and bases, in one run, one after the other in each round, with
 // medians. It works in network and mount namespaces and in directories of its own.
 package main
 
@@ -42,6 +42,7 @@ func main() {
 	keg := flag.String("keg", "bin/keg", "binary under test")
 	rounds := flag.Int("rounds", 7, "rounds of the quick rows; the large ones are done once or twice")
 	size := flag.Int("mb", 1400, "size of each of the four tars")
+	set := flag.String("set", "build", "what to time: build, or day (lists, logs, copies, archives)")
 	only := flag.String("only", "", "comma-separated prefixes of rows")
 	flag.Parse()
 	if os.Geteuid() != 0 {
@@ -51,7 +52,7 @@ func main() {
 	if os.Getenv("KEG_BENCH_ISOLATED") == "" {
 		os.Exit(isolate())
 	}
-	if err := run(*keg, *rounds, *size, *only); err != nil {
+	if err := run(*keg, *rounds, *size, *set, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "buildbench:", err)
 		os.Exit(1)
 	}
@@ -69,7 +70,7 @@ func isolate() int {
 	return cmd.ProcessState.ExitCode()
 }
 
-func run(keg string, rounds, mb int, only string) error {
+func run(keg string, rounds, mb int, set, only string) error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err
@@ -92,10 +93,22 @@ func run(keg string, rounds, mb int, only string) error {
 	if err != nil {
 		return err
 	}
-	if err := b.prepare(ours, theirs); err != nil {
-		return err
+	var rows []*row
+	switch set {
+	case "build":
+		if err := b.prepare(ours, theirs); err != nil {
+			return err
+		}
+		rows = b.rows()
+	case "day":
+		d := &day{b.dir, mb}
+		if err := b.prepareDay(d, ours, theirs); err != nil {
+			return err
+		}
+		rows = d.rows(rounds)
+	default:
+		return fmt.Errorf("unknown -set %q", set)
 	}
-	rows := b.rows()
 	if only != "" {
 		rows = slices.DeleteFunc(rows, func(r *row) bool {
 			return !slices.ContainsFunc(strings.Split(only, ","), func(p string) bool { return strings.HasPrefix(r.name, p) })
@@ -109,7 +122,9 @@ func run(keg string, rounds, mb int, only string) error {
 		fmt.Fprintln(os.Stderr, "   ", r.line())
 	}
 	print(rows)
-	fmt.Printf("\nThe largest process of keg's builds held %d MiB.\n", ours.peak>>10)
+	if set == "build" {
+		fmt.Printf("\nThe largest process of keg's builds held %d MiB.\n", ours.peak>>10)
+	}
 	return nil
 }
 
@@ -138,10 +153,15 @@ func (r *row) measure(ours, theirs *engine) error {
 	return nil
 }
 
-// run executes a command of the engine's client.
-func (e *engine) run(args ...string) error {
+func (e *engine) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(e.argv[0], append(e.argv[1:len(e.argv):len(e.argv)], args...)...)
 	cmd.Env = e.env
+	return cmd
+}
+
+// run executes a command of the engine's client.
+func (e *engine) run(args ...string) error {
+	cmd := e.command(args...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
