@@ -114,8 +114,23 @@ func (a *app) withHelp(err error, command string) error {
 		msg:  fmt.Sprintf("%s: %s\n\nRun '%[1]s %[3]s --help' for more information", a.name, sentence(err), command),
 	}
 	var x *engine.ExitError
-	if errors.As(err, &x) && x.Code != 0 {
+	switch {
+	case errors.As(err, &x) && x.Code != 0 && x.Code != exitEngine:
 		f.code = x.Code
+	case command == "run":
+		f.code = statusOf(err.Error())
 	}
 	return f
+}
+
+// statusOf is the exit status that docker run reads out of the words of an error, whatever it is that
+// was not found or may not be touched.
+func statusOf(words string) int {
+	switch {
+	case strings.Contains(words, "no such file or directory"):
+		return 127
+	case strings.Contains(words, "permission denied"), strings.Contains(words, "is a directory"):
+		return 126
+	}
+	return exitEngine
 }

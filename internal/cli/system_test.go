@@ -78,7 +78,7 @@ func TestNetworkCreate(t *testing.T) {
 		"--subnet 10.0.0.0/24 --aux-address x=10.1.0.1": "no matching subnet for aux-address 10.1.0.1",
 		"--subnet x": "invalid subnet: invalid CIDR address: x",
 		"--subnet 10.0.0.0/24,10.1.0.0/24 --gateway 10.0.0.1,10.0.0.2": "cannot configure multiple gateways (10.0.0.2, 10.0.0.1) for the same subnet (10.0.0.0/24)",
-		"--ingress": "networks of a swarm are not supported: leave out --ingress, --config-only, --config-from and --scope",
+		"--ingress": notSwarm,
 	} {
 		keg(t, f, append(append([]string{"network", "create"}, strings.Fields(args)...), "x")...).want(t, 1, "", want+"\n")
 	}

@@ -147,11 +147,13 @@ func (m *monitor) addLinks(q *network.Request) error {
 		if e == nil || !e.IPAddress.IsValid() {
 			return fault.Invalidf("Cannot link to /%s, as it does not belong to the default network", other.Name)
 		}
-		for _, n := range []string{alias, other.Config.Hostname, other.Name} {
-			if n != "" && (n == alias || n != q.Hostname) {
-				q.ExtraHosts = append(q.ExtraHosts, n+":"+e.IPAddress.String())
+		names := alias // one line in the hosts file, as Docker has it
+		for _, n := range []string{other.Config.Hostname, other.Name} {
+			if n != "" && n != alias && n != q.Hostname {
+				names += " " + n
 			}
 		}
+		q.ExtraHosts = append(q.ExtraHosts, names+":"+e.IPAddress.String())
 	}
 	return nil
 }
