@@ -97,9 +97,10 @@ var deviations = []struct {
 		`docker cp src/a web:/new`, `cp web:/a$`, `update --restart sometimes|update --memory 1m`, `cp src/a web:/work-link/canary`, `pull --platform linux/arm64`,
 		`cp src(/a)? web:/way`, `build bad/`, `start --detach-keys`, `"plan"\).Aliases`,
 	}},
-	{"the exit status of exec with a program that is not there is 127 since 23", []string{`exec box nosuch`}},
-	{"addresses of version 6 are printed in brackets since 23", []string{`docker (container )?port web`}},
-	{"an unknown filter is an error since 23", []string{`filter nope=1`, `prune -f --filter name=x`}},
+	{"Docker does so since 23: exec of a program that is not there ends with 127, addresses of version 6 are in brackets, an unknown filter is an error", []string{
+		`exec box nosuch`, `docker (container )?port web`, `filter nope=1`, `prune -f --filter name=x`,
+	}},
+	{"at times Docker's engine hears too late of a kill for want of memory", []string{`State.OOMKilled`}},
 	{"docker diff of 20.10 has no order; keg's is sorted by path", []string{`docker (container )?diff made`}},
 	{"keg refuses a hostile archive before it reads on, and names what is wrong with it", []string{`evil`, `code 1 docker load$`}},
 	{"an image that only a digest names stays, as with the image store that is Docker's default since 29", []string{
@@ -144,7 +145,7 @@ func TestBesideDocker(t *testing.T) {
 	}
 	for _, d := range deviations {
 		for _, c := range d.commands {
-			if !used[c] && !t.Failed() {
+			if !used[c] && !t.Failed() && !strings.HasPrefix(d.reason, "at times") {
 				t.Errorf("%q (%s) explains nothing", c, d.reason)
 			}
 		}
