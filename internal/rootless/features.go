@@ -10,8 +10,6 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"keg/internal/linux"
 )
 
@@ -78,17 +76,28 @@ func lowPorts(first string) Feature {
 	return Feature{"low ports", false, "Ports below " + first + " cannot be published by an ordinary user; allow it with: sudo sysctl net.ipv4.ip_unprivileged_port_start=80"}
 }
 
-// limits looks whether a cgroup could be made where containers' are.
+// limits looks whether the host gave a cgroup in which those of containers can be made, and with which controllers.
 func limits() Feature {
-	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/memory"} {
-		if unix.Access(filepath.Join(dir, "cgroup.procs"), unix.W_OK) == nil {
-			return Feature{"cgroup", true, "Limits of memory, processors and processes apply."}
+	d := linux.DelegatedCgroup()
+	if !d.Inside {
+		return Feature{"cgroup", false, noLimits}
+	}
+	has := " " + number(filepath.Join(linux.CgroupRoot, d.Path, "cgroup.controllers")) + " "
+	var lacks []string
+	for _, c := range []string{"memory", "cpu", "pids"} {
+		if !strings.Contains(has, " "+c+" ") {
+			lacks = append(lacks, c)
 		}
 	}
-	return Feature{"cgroup", false, noLimits}
+	if len(lacks) > 0 {
+		return Feature{"cgroup", false, fmt.Sprintf("Limits of %s have no effect: the host's cgroup %s lacks these controllers; with systemd: sudo systemctl set-property user@.service Delegate='cpu memory pids'",
+			strings.Join(lacks, ", "), d.Path)}
+	}
+	return Feature{"cgroup", true, "Limits of memory, processors and processes apply, in the host's cgroup " + d.Path + "."}
 }
 
-const noLimits = "Limits (--memory, --cpus, --pids-limit) have no effect, and pause and stats do not work: the host gives no cgroup to ordinary users; run keg as root for them."
+const noLimits = "Limits (--memory, --cpus, --pids-limit) have no effect, and pause and stats do not work: the host gave no cgroup to this session; " +
+	"with cgroup v2 and systemd, start keg by: systemd-run --user --scope -p Delegate=yes"
 
 // NoLimits says why limits do not apply, or "".
 func NoLimits() string {

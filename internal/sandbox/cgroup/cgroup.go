@@ -51,6 +51,9 @@ func Create(path string, r *specs.LinuxResources) (_ *Group, warnings []string, 
 	if err != nil {
 		return nil, nil, err
 	}
+	if g.unified && linux.InUserNS() && !linux.DelegatedCgroup().Inside {
+		return nil, []string{noDelegation}, nil // a child could not enter it from here
+	}
 	made := &Group{path: g.path, unified: g.unified}
 	undo := &Group{} // what was not there before
 	defer func() {
@@ -85,7 +88,7 @@ func Create(path string, r *specs.LinuxResources) (_ *Group, warnings []string, 
 
 // noDelegation is said once, whatever was asked for.
 const noDelegation = "the host gave no cgroup to this user, so limits of memory, processors and processes do not apply; " +
-	"with cgroup v2, systemd gives one to users who are logged in (loginctl enable-linger USER)"
+	"with cgroup v2 and systemd, start keg by: systemd-run --user --scope -p Delegate=yes"
 
 // Unlimited are the limits that were asked for and that this host cannot give.
 // Without a group they are all.
@@ -138,8 +141,12 @@ func at(path string) (*Group, error) {
 		return nil, fault.Invalidf("invalid cgroup path %q", path)
 	}
 	g := &Group{path: clean, unified: m.unified}
+	below := ""
+	if m.unified && linux.InUserNS() {
+		below = linux.DelegatedCgroup().Path
+	}
 	for _, h := range m.list {
-		h.Dir = filepath.Join(h.Dir, clean)
+		h.Dir = filepath.Join(h.Dir, below, clean)
 		g.hierarchies = append(g.hierarchies, h.Hierarchy)
 	}
 	return g, nil
