@@ -103,6 +103,12 @@ func startDockerOverKeg(t *testing.T) *dockerEngine {
 // startDockerd starts dockerd in namespaces of its own, all its files below one directory.
 func startDockerd(t *testing.T, args ...string) *dockerEngine {
 	t.Helper()
+	return startDockerdIn(t, syscall.CLONE_NEWNET, args...)
+}
+
+// startDockerdIn is startDockerd with a network of its own, or with 0 in ours.
+func startDockerdIn(t *testing.T, network uintptr, args ...string) *dockerEngine {
+	t.Helper()
 	// A Unix socket's address is short.
 	dir, err := os.MkdirTemp("", "kd")
 	if err != nil {
@@ -117,7 +123,7 @@ func startDockerd(t *testing.T, args ...string) *dockerEngine {
 		"-H", "unix://" + d.sock, "--iptables=false", "--ip-forward=false"}, args...)...)
 	cmd.Stdout, cmd.Stderr = &log, &log
 	// With a pid namespace of its own nothing that it starts outlives it, with a network of its own it bridges what it likes.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | network, Pdeathsig: syscall.SIGKILL}
 	wrap := `mount -t proc proc /proc && echo 1 > /proc/sys/net/ipv4/ip_forward && ip link set lo up && exec "$@"`
 	cmd.Path, cmd.Args = "/bin/sh", append([]string{"sh", "-c", wrap, "sh"}, cmd.Args...)
 	if err := cmd.Start(); err != nil {

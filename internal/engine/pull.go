@@ -214,24 +214,20 @@ func (e *Engine) fetchConfig(ctx context.Context, ref image.Reference, d image.D
 	if d.Size > image.MaxConfig {
 		return nil, fault.Invalidf("config of %s has %d bytes; at most %d are accepted", ref.Familiar(), d.Size, image.MaxConfig)
 	}
-	r, _, err := e.remote.Blob(ctx, ref, d, 0)
+	// As a layer: whoever wants the same one at the same time waits for it instead of asking again.
+	ing, err := e.store.Ingest(ctx, d.Digest.String())
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close()
-	b, err := io.ReadAll(io.LimitReader(r, d.Size+1))
+	if e.store.Has(d.Digest) {
+		err = ing.Abort()
+	} else {
+		err = e.download(ctx, ref, d, ing, func(PullEvent) {})
+	}
 	if err != nil {
-		return nil, fmt.Errorf("read config of %s: %w", ref.Familiar(), err)
+		return nil, fmt.Errorf("config of %s: %w", ref.Familiar(), err)
 	}
-	if int64(len(b)) != d.Size || d.Digest.Algorithm().FromBytes(b) != d.Digest {
-		return nil, fault.Invalidf("config of %s does not have the digest %s and size %d that its manifest says", ref.Familiar(), d.Digest, d.Size)
-	}
-	c, err := image.ParseConfig(b)
-	if err != nil {
-		return nil, err
-	}
-	_, err = e.store.PutAs(ctx, d.Digest, b)
-	return c, err
+	return e.config(d.Digest)
 }
 
 // fetchLayers brings the layers that are not in place, several at once, and places them
