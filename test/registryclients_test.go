@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -22,6 +23,7 @@ import (
 type servedRegistry struct {
 	host, dir string
 	cmd       *exec.Cmd
+	end       func() // asks it to stop and waits
 }
 
 // serveRegistry starts one on a free port; its log shows when the test fails.
@@ -47,13 +49,16 @@ func serveRegistry(t *testing.T, conf string) *servedRegistry {
 	if err := r.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	r.end = sync.OnceFunc(func() {
 		r.cmd.Process.Signal(syscall.SIGTERM)
 		kill := time.AfterFunc(15*time.Second, func() { r.cmd.Process.Kill() })
 		if err := r.cmd.Wait(); err != nil {
 			t.Errorf("the registry ended with %v", err)
 		}
 		kill.Stop()
+	})
+	t.Cleanup(func() {
+		r.end()
 		if t.Failed() {
 			t.Logf("%s", log.Bytes()[max(0, log.Len()-4000):])
 		}
