@@ -26,7 +26,7 @@ var languages struct {
 func languageBases(t *testing.T) {
 	t.Helper()
 	languages.once.Do(func() {
-		for _, b := range []func() (string, v1.Image, error){onbuildImage, pythonImage, nodeImage, golangImage} {
+		for _, b := range []func() (string, v1.Image, error){onbuildImage, pythonImage, pythonSlim, pythonFull, nodeImage, golangImage} {
 			ref, img, err := b()
 			if err == nil {
 				dst, e := name.ParseReference(hub.addr+"/library/"+ref, name.Insecure)
@@ -98,17 +98,54 @@ func onbuildImage() (string, v1.Image, error) {
 
 func pythonImage() (string, v1.Image, error) {
 	const ref = "python:latest"
-	t, err := busyboxTree()
+	t, err := pythonTree()
 	if err != nil {
 		return ref, nil, err
+	}
+	return t.python(ref)
+}
+
+func (t tree) python(ref string) (string, v1.Image, error) {
+	return t.image(ref, func(c *v1.Config) {
+		c.Env = append(c.Env, "PYTHONDONTWRITEBYTECODE=1")
+		c.Cmd = []string{"python3"}
+	})
+}
+
+// pythonSlim and pythonFull are one Python, alone and with what a large base brings along.
+func pythonSlim() (string, v1.Image, error) {
+	t, err := pythonTree()
+	if err != nil {
+		return "", nil, err
+	}
+	return t.python("python:3-slim")
+}
+
+func pythonFull() (string, v1.Image, error) {
+	t, err := pythonTree()
+	for _, p := range []string{"git", "curl", "xz", "strace"} {
+		if err == nil {
+			err = t.program("usr/bin/"+p, "/usr/bin/"+p)
+		}
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	return t.python("python:3")
+}
+
+func pythonTree() (tree, error) {
+	t, err := busyboxTree()
+	if err != nil {
+		return nil, err
 	}
 	real, err := filepath.EvalSymlinks("/usr/bin/python3")
 	if err != nil {
-		return ref, nil, err
+		return nil, err
 	}
 	version := filepath.Base(real)
 	if err := t.program("usr/bin/"+version, real); err != nil {
-		return ref, nil, err
+		return nil, err
 	}
 	t.link("usr/bin/python3", version)
 	want := map[string]bool{"encodings": true, "collections": true, "json": true, "importlib": true, "re": true, "lib-dynload": false}
@@ -119,12 +156,9 @@ func pythonImage() (string, v1.Image, error) {
 		return strings.HasSuffix(rel, ".py")
 	})
 	if err != nil {
-		return ref, nil, err
+		return nil, err
 	}
-	return t.image(ref, func(c *v1.Config) {
-		c.Env = append(c.Env, "PYTHONDONTWRITEBYTECODE=1")
-		c.Cmd = []string{"python3"}
-	})
+	return t, nil
 }
 
 func nodeImage() (string, v1.Image, error) {

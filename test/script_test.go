@@ -23,6 +23,19 @@ func TestScript(t *testing.T) {
 	})
 }
 
+// TestLanguages runs what needs the bases of programming languages.
+func TestLanguages(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: containers, bridges and mounts")
+	}
+	registry := bases(t)
+	languageBases(t)
+	run(t, "script/languages", func(e *testscript.Env) {
+		e.Setenv("CONTAINERS_REGISTRIES_CONF", registry)
+		e.Setenv("HUB", hub.addr)
+	})
+}
+
 // TestUserScript runs what everybody may do.
 func TestUserScript(t *testing.T) { run(t, "script/user", func(*testscript.Env) {}) }
 

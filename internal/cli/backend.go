@@ -76,6 +76,7 @@ type images interface {
 	OnPlatform(ctx context.Context, ref string, p *image.Platform) error
 	Analyze(ctx context.Context, ref string) (*engine.Analysis, error)
 	InspectRemote(ctx context.Context, ref image.Reference, p *image.Platform) (dimage.InspectResponse, error)
+	Base(ctx context.Context, ref string) (name string, lines int, err error)
 	History(ctx context.Context, ref string) ([]dimage.HistoryResponseItem, error)
 	Save(ctx context.Context, names []string, w io.Writer, o engine.SaveOptions) error
 	Load(ctx context.Context, r io.Reader, o engine.LoadOptions) ([]engine.Loaded, error)

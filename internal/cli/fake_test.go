@@ -60,6 +60,7 @@ type fake struct {
 	imageInfo  map[string]dimage.InspectResponse
 	history    []dimage.HistoryResponseItem
 	analysis   engine.Analysis
+	base       string
 	outdated   []engine.Outdated
 	deleted    []dimage.DeleteResponse
 	build      builder.Options
@@ -328,6 +329,7 @@ func (f *fake) Unlink(_ context.Context, name string) error                     
 func (f *fake) OnPlatform(_ context.Context, ref string, p *image.Platform) error {
 	return f.say("platform", ref, image.FormatPlatform(*p))
 }
+func (f *fake) Base(context.Context, string) (string, int, error) { return f.base, 2, nil }
 func (f *fake) Analyze(_ context.Context, ref string) (*engine.Analysis, error) {
 	return &f.analysis, f.say("analyze", ref)
 }

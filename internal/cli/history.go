@@ -3,6 +3,8 @@
 package cli
 
 import (
+	"context"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -34,7 +36,13 @@ func newHistory(a *app) *cobra.Command {
 			for i := range items {
 				rows[i] = &historyRow{h: &items[i], short: !noTrunc, human: human, now: a.now()}
 			}
-			return writeRows(a.out, listing{historyFormat(firstOf(format, "table"), quiet, human), historyHeader()}, rows)
+			if err := writeRows(a.out, listing{historyFormat(firstOf(format, "table"), quiet, human), historyHeader()}, rows); err != nil {
+				return err
+			}
+			if format == "" && !quiet {
+				a.tellBase(c.Context(), eng, args[0], len(items))
+			}
+			return nil
 		},
 	}
 	fs := c.Flags()
@@ -44,6 +52,18 @@ func newHistory(a *app) *cobra.Command {
 	fs.StringVar(&platform, "platform", "", `Show the history of the image for this platform ("os[/arch[/variant]]")`)
 	fs.BoolVarP(&quiet, "quiet", "q", false, "Only show image IDs")
 	return c
+}
+
+// tellBase says on the side which lines are not the image's own.
+func (a *app) tellBase(ctx context.Context, eng backend, ref string, lines int) {
+	name, n, err := eng.Base(ctx, ref)
+	switch {
+	case err != nil || name == "" || n == 0 || n > lines:
+	case n == 1:
+		fmt.Fprintf(a.err, "The last line is that of the base, %s.\n", name)
+	default:
+		fmt.Fprintf(a.err, "The last %d lines are those of the base, %s.\n", n, name)
+	}
 }
 
 func historyFormat(format string, quiet, human bool) string {

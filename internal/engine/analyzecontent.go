@@ -225,13 +225,7 @@ type Heavy struct {
 // slim bases do not have.
 func (e *Engine) compareBase(f found, a *album, t *layerTrees, visible []*node) (*BaseComparison, error) {
 	b := &BaseComparison{}
-	var base *imageRecord
-	for _, r := range a.images {
-		if r.ID != f.ID && len(r.Stack) > 0 && len(r.Stack) < len(f.Stack) && slices.Equal(r.Stack, f.Stack[:len(r.Stack)]) &&
-			(base == nil || len(r.Stack) > len(base.Stack)) && len(repoTags(a.names[r.ID])) > 0 {
-			base = r
-		}
-	}
+	base := a.baseOf(f.imageRecord)
 	own := base // an image that is a base itself is compared as one
 	if own == nil {
 		own = f.imageRecord
@@ -255,6 +249,17 @@ func (e *Engine) compareBase(f found, a *album, t *layerTrees, visible []*node) 
 		return nil, nil
 	}
 	return b, nil
+}
+
+// baseOf finds the image here that one stands on: the longest beginning of its stack that has a tag.
+func (a *album) baseOf(f *imageRecord) (base *imageRecord) {
+	for _, r := range a.images {
+		if r.ID != f.ID && len(r.Stack) > 0 && len(r.Stack) < len(f.Stack) && slices.Equal(r.Stack, f.Stack[:len(r.Stack)]) &&
+			(base == nil || len(r.Stack) > len(base.Stack)) && len(repoTags(a.names[r.ID])) > 0 {
+			base = r
+		}
+	}
+	return base
 }
 
 // slimOf finds the slim image of the same repository: python:3.12 → python:3.12-slim.

@@ -363,6 +363,28 @@ func (e *Engine) History(ctx context.Context, ref string) ([]dimage.HistoryRespo
 	return items, nil
 }
 
+// Base tells which image here another one stands on, and how many lines of its history, from the oldest
+// on, are the base's. "" when that is not known.
+func (e *Engine) Base(ctx context.Context, ref string) (name string, lines int, err error) {
+	f, err := e.lookup(ctx, ref)
+	if err != nil {
+		return "", 0, err
+	}
+	a, err := e.album()
+	if err != nil {
+		return "", 0, err
+	}
+	base := a.baseOf(f.imageRecord)
+	if base == nil {
+		return "", 0, nil
+	}
+	c, err := e.config(base.ID)
+	if err != nil {
+		return "", 0, err
+	}
+	return repoTags(a.names[base.ID])[0], len(c.History), nil
+}
+
 // isIDPrefix reports whether what the user typed is (the beginning of) the id itself.
 func isIDPrefix(id digest.Digest, typed string) bool {
 	return strings.HasPrefix(string(id), typed) || strings.HasPrefix(id.Encoded(), typed)
