@@ -21,10 +21,18 @@ func (c *copier) content(out, in int, size int64, to string) error {
 		below, err := openBeneath(c.upper, to, unix.O_WRONLY, 0)
 		if err == nil {
 			defer unix.Close(below)
+			defer startWriting(below, size)
 			return copyData(below, in, size, c.buffer)
 		}
 	}
 	return copyData(out, in, size, c.buffer)
+}
+
+// startWriting has a large new file written to the disk while more is copied: it will be waited for at the end.
+func startWriting(fd int, size int64) {
+	if size >= largeFile {
+		_ = unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+	}
 }
 
 // copyData copies size bytes or to the end: by sharing blocks, inside the kernel, or by

@@ -162,7 +162,10 @@ func (s *solver) stage(ctx context.Context, st *stage) ([]digest.Digest, []*Reco
 			v.cached()
 		}
 	}
+	a := s.lookAhead(ctx, st)
+	defer a.end()
 	for _, step := range st.steps {
+		a.wait(ctx, step)
 		for _, f := range step.op.reads() {
 			if _, err := s.wait(ctx, f); err != nil {
 				return nil, nil, err

@@ -166,10 +166,16 @@ func (t *tree) fill(ctx context.Context, found []source) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(2, runtime.GOMAXPROCS(0)))
-	const batch = 64
+	// A part has 64 files, or fewer and at least so many bytes.
+	const batch, enough = 64, 4 << 20
 	for len(todo) > 0 {
-		part := todo[:min(batch, len(todo))]
-		todo = todo[len(part):]
+		n, bytes := 0, int64(0)
+		for n < min(batch, len(todo)) && bytes < enough {
+			bytes += todo[n].e.st.Size
+			n++
+		}
+		part := todo[:n]
+		todo = todo[n:]
 		g.Go(func() error {
 			buf := make([]byte, 256<<10)
 			for _, m := range part {

@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"keg/internal/dockerfile"
 )
 
 func TestSumsTrustOnlyWhatHasRested(t *testing.T) {
@@ -99,4 +102,56 @@ func TestHiddenChangeIsNoticed(t *testing.T) {
 	if digest() == first {
 		t.Error("the change was not noticed")
 	}
+}
+
+// A large file that a later step copies is digested while an earlier step runs; what is small, fresh or matched by a
+// pattern is left to its step.
+func TestLargeFilesAreDigestedAhead(t *testing.T) {
+	w := newWorld(t)
+	w.addImage("base", nil, "f=1")
+	writeFiles(t, w.dir, "first=1", "small=1", "large="+strings.Repeat("x", largeFile), "fresh="+strings.Repeat("y", largeFile), "not="+strings.Repeat("z", largeFile), ".dockerignore=not")
+	time.Sleep(racy + 100*time.Millisecond)
+	os.Chmod(filepath.Join(w.dir, "fresh"), 0o600) // its change time is now
+	file, err := dockerfile.Parse([]byte("FROM base\nCOPY first /\nCOPY large /a\nCOPY small fresh lar* /d/\nCOPY not /\n"), "Dockerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := newPlan(file, w.options(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := w.deps()
+	if err := d.cache.open(); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.loadBases(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	bc, err := openContext(w.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bc.close()
+	if err := d.loadIgnore(p.o, bc); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.evaluate(); err != nil {
+		t.Fatal(err)
+	}
+	s := newSolver(d, p, bc)
+	a := s.lookAhead(t.Context(), p.target)
+	for _, step := range p.target.steps {
+		a.wait(t.Context(), step)
+	}
+	a.end()
+	for name, want := range map[string]bool{"first": false, "small": false, "large": true, "fresh": false, "not": false} {
+		var st unix.Stat_t
+		if err := unix.Lstat(filepath.Join(w.dir, name), &st); err != nil {
+			t.Fatal(err)
+		}
+		if _, known := bc.sums.find(&st); known != want {
+			t.Errorf("%s: known %v", name, known)
+		}
+	}
+	s.close()
 }

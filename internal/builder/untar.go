@@ -55,7 +55,7 @@ func (c *copier) unpack(s *source, dest string) (bool, error) {
 	}
 	defer unix.Close(root)
 	// Below, dest is the root; modes of an archive are its own.
-	u := unpacker{copier: copier{ctx: c.ctx, root: root, chown: c.chown, epoch: c.epoch, buffer: c.buffer}}
+	u := unpacker{copier: copier{ctx: c.ctx, root: root, upper: c.upper, chown: c.chown, epoch: c.epoch, buffer: c.buffer}, at: at}
 	defer u.close()
 	if err := u.all(first, r); err != nil {
 		return false, fmt.Errorf("unpack %s: %w", s.path, err)
@@ -117,6 +117,7 @@ func archive(f io.Reader) (r *tar.Reader, done func(), err error) {
 
 type unpacker struct {
 	copier
+	at   string        // root, below the root of upper
 	dirs []*tar.Header // times at the end
 }
 
@@ -191,7 +192,7 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 	}
 	switch h.Typeflag {
 	case tar.TypeReg:
-		err = u.regular(parent, name, r)
+		err = u.regular(parent, name, at, h.Size, r)
 	case tar.TypeSymlink:
 		err = unix.Symlinkat(h.Linkname, parent, name)
 	case tar.TypeLink:
@@ -266,14 +267,21 @@ func removeAll(parent int, name string) error {
 	return unix.Unlinkat(parent, name, unix.AT_REMOVEDIR)
 }
 
-func (u *unpacker) regular(parent int, name string, r io.Reader) error {
+func (u *unpacker) regular(parent int, name, at string, size int64, r io.Reader) error {
 	fd, err := unix.Openat(parent, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
+	if u.upper > 0 && size >= bigFile { // as content does
+		if below, err := openBeneath(u.upper, join(u.at, at), unix.O_WRONLY, 0); err == nil {
+			unix.Close(fd)
+			fd = below
+		}
+	}
 	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
 	_, err = io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{r}, u.buffer)
+	startWriting(fd, size)
 	return err
 }
 
