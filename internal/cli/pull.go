@@ -78,11 +78,20 @@ func (a *app) pull(ctx context.Context, name string, o *pullFlags) error {
 		return err
 	}
 	opt.Progress = a.newProgress(a.rawOut, a.outTTY, o.quiet).event
-	if _, err := eng.Pull(ctx, ref, opt); err != nil {
+	p, err := eng.Pull(ctx, ref, opt)
+	if err != nil {
 		return err
 	}
+	a.tellMoved(p)
 	fmt.Fprintln(a.out, ref)
 	return nil
+}
+
+// tellMoved says that a name leads elsewhere now; containers made before keep the old image.
+func (a *app) tellMoved(p engine.Pulled) {
+	if words := p.Moved(); words != "" {
+		fmt.Fprintln(a.err, words)
+	}
 }
 
 // pullAll pulls every tag; the name must not have one.
@@ -103,7 +112,11 @@ func (a *app) pullAll(ctx context.Context, name string, o *pullFlags) error {
 		return err
 	}
 	opt.Progress = a.newProgress(a.rawOut, a.outTTY, o.quiet).event
-	if _, err := eng.PullAll(ctx, ref, opt); err != nil {
+	all, err := eng.PullAll(ctx, ref, opt)
+	for _, p := range all {
+		a.tellMoved(p)
+	}
+	if err != nil {
 		return err
 	}
 	fmt.Fprintln(a.out, ref.Name())

@@ -94,8 +94,12 @@ func (e *Engine) imageFor(ctx context.Context, o CreateOptions) (found, error) {
 	if o.Progress != nil {
 		o.Progress(PullEvent{}) // the registry is about to be asked, whatever it will say
 	}
-	if _, err := e.Pull(ctx, ref, PullOptions{Platform: o.Platform, Progress: o.Progress}); err != nil {
+	p, err := e.Pull(ctx, ref, PullOptions{Platform: o.Platform, Progress: o.Progress})
+	if err != nil {
 		return found{}, err
+	}
+	if words := p.Moved(); words != "" && o.Progress != nil {
+		o.Progress(PullEvent{Status: words})
 	}
 	return e.lookup(ctx, name)
 }

@@ -35,6 +35,17 @@ type Pulled struct {
 	Ref    image.Reference
 	Digest digest.Digest // of what the registry's name points at
 	Newer  bool          // false: "Image is up to date for"
+	// Was and Is are the manifests, of this platform, that the name led to before and leads to now; Was
+	// is "" when it led nowhere.
+	Was, Is digest.Digest
+}
+
+// Moved says from which manifest to which a name has moved; "" when it has not.
+func (p Pulled) Moved() string {
+	if p.Was == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s has moved: it was %s, it is %s", p.Ref.Familiar(), p.Was, p.Is)
 }
 
 // parallelLayers is how many layers of an image travel at once, as Docker's default.
@@ -80,7 +91,11 @@ func (e *Engine) Pull(ctx context.Context, ref image.Reference, o PullOptions) (
 		say(PullEvent{Status: "Status: Image is up to date for " + ref.Familiar()})
 	}
 	e.imageEvent("pull", ref.Familiar(), ref.Familiar(), nil)
-	return Pulled{Ref: ref, Digest: target.Digest, Newer: newer}, nil
+	p := Pulled{Ref: ref, Digest: target.Digest, Newer: newer, Is: desc.Digest}
+	if newer {
+		p.Was = before.Digest
+	}
+	return p, nil
 }
 
 // PullAll is Pull of every tag of a repository.
