@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -400,5 +401,52 @@ func TestChangeWhileCopyingIsNoticed(t *testing.T) {
 	defer c.close()
 	if err := c.copy(&found[0], "/f"); err == nil || !strings.Contains(err.Error(), "changed while it was copied") {
 		t.Error(err)
+	}
+}
+
+// Large files of a plain archive are copied inside the kernel, at any place and of any size; one that ends early is an error.
+func TestAddUnpacksLargeFiles(t *testing.T) {
+	w := newWorld(t)
+	content := map[string][]byte{}
+	var b bytes.Buffer
+	tw := tar.NewWriter(&b)
+	for i, size := range []int{bigFile, 1, bigFile + 511, 0, 3 << 20, 100, 300<<10 + 7, 512 << 10} {
+		name := fmt.Sprint("f", i)
+		data := bytes.Repeat(fmt.Appendf(nil, "%d,", i), size)[:size]
+		content[name] = data
+		if err := tw.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(size), ModTime: time.Unix(1e9, 0)}); err != nil {
+			t.Fatal(err)
+		}
+		tw.Write(data)
+	}
+	tw.Close()
+	os.WriteFile(filepath.Join(w.dir, "a.tar"), b.Bytes(), 0o644)
+	r := w.mustBuild("FROM scratch\nADD a.tar /d/\n")
+	for name, want := range content {
+		if got := w.file(r, "d/"+name); got != string(want) {
+			t.Errorf("%s: %d bytes, want %d; equal %v", name, len(got), len(want), got == string(want))
+		}
+	}
+	for _, cut := range []int{2 << 20, b.Len() - 300<<10} {
+		os.WriteFile(filepath.Join(w.dir, "a.tar"), b.Bytes()[:cut], 0o644)
+		if _, err := w.build(w.options("FROM scratch\nADD a.tar /d/\n")); err == nil || !strings.Contains(err.Error(), "unexpected EOF") {
+			t.Errorf("cut at %d: %v", cut, err)
+		}
+	}
+	// GNU tar's sparse files: what is in the archive are their parts and a map of them.
+	sparse := filepath.Join(t.TempDir(), "sparse")
+	f, err := os.Create(sparse)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.WriteAt(bytes.Repeat([]byte("s"), 128<<10), 1<<20)
+	f.Truncate(4 << 20)
+	f.Close()
+	if out, err := exec.Command("tar", "--format=pax", "-C", filepath.Dir(sparse), "-Scf", filepath.Join(w.dir, "s.tar"), "sparse").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	want, _ := os.ReadFile(sparse)
+	if got := w.file(w.mustBuild("FROM scratch\nADD s.tar /d/\n"), "d/sparse"); got != string(want) {
+		t.Errorf("the sparse file has %d bytes, want %d; equal %v", len(got), len(want), got == string(want))
 	}
 }

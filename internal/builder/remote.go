@@ -95,7 +95,7 @@ func ReadContext(ctx context.Context, r io.Reader, dir string) (Fetched, error) 
 	if len(head) == 0 && (err == nil || errors.Is(err, io.EOF)) {
 		return Fetched{}, fault.Invalidf("the Dockerfile on stdin is empty")
 	}
-	t, done, err := archive(b)
+	t, _, done, err := archive(b)
 	if err != nil {
 		return Fetched{}, err
 	}

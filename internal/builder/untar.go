@@ -33,7 +33,7 @@ func (c *copier) unpack(s *source, dest string) (bool, error) {
 	}
 	f := os.NewFile(uintptr(in), s.path)
 	defer f.Close()
-	r, done, err := archive(f)
+	r, plain, done, err := archive(f)
 	if err != nil || r == nil {
 		return false, err
 	}
@@ -55,7 +55,7 @@ func (c *copier) unpack(s *source, dest string) (bool, error) {
 	}
 	defer unix.Close(root)
 	// Below, dest is the root; modes of an archive are its own.
-	u := unpacker{copier: copier{ctx: c.ctx, root: root, upper: c.upper, chown: c.chown, epoch: c.epoch, buffer: c.buffer}, at: at}
+	u := unpacker{copier: copier{ctx: c.ctx, root: root, upper: c.upper, chown: c.chown, epoch: c.epoch, buffer: c.buffer}, at: at, plain: plain}
 	defer u.close()
 	if err := u.all(first, r); err != nil {
 		return false, fmt.Errorf("unpack %s: %w", s.path, err)
@@ -93,32 +93,78 @@ var magics = [...]struct {
 	}},
 }
 
-// archive opens a tar, compressed or not; r is nil when f is none.
-func archive(f io.Reader) (r *tar.Reader, done func(), err error) {
+// archive opens a tar, compressed or not; r is nil when f is none, plain when f is no file or compressed.
+func archive(f io.Reader) (r *tar.Reader, plain *plainFile, done func(), err error) {
 	b := bufio.NewReaderSize(f, 256<<10)
-	head, err := b.Peek(512)
+	head, err := b.Peek(b.Size()) // the first header of an archive may stand behind records of its own
 	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	for _, m := range magics {
 		if bytes.HasPrefix(head, []byte(m.magic)) {
 			z, done, err := m.open(b)
 			if err != nil {
-				return nil, nil, nil
+				return nil, nil, nil, nil
 			}
-			return tar.NewReader(z), done, nil
+			return tar.NewReader(z), nil, done, nil
 		}
 	}
-	if _, err := tar.NewReader(bytes.NewReader(append(bytes.Clone(head), make([]byte, 1024)...))).Next(); err != nil {
-		return nil, nil, nil
+	if _, err := tar.NewReader(bytes.NewReader(head)).Next(); err != nil {
+		return nil, nil, nil, nil
 	}
-	return tar.NewReader(b), func() {}, nil
+	file, ok := f.(*os.File)
+	if !ok {
+		return tar.NewReader(b), nil, func() {}, nil
+	}
+	plain = &plainFile{file, b}
+	return tar.NewReader(plain), plain, func() {}, nil
+}
+
+// plainFile is a file read through a buffer, which tells its position and passes over what was copied inside the kernel.
+type plainFile struct {
+	f *os.File
+	b *bufio.Reader
+}
+
+func (p *plainFile) Read(b []byte) (int, error) { return p.b.Read(b) }
+
+// Seek goes forward from where it is.
+func (p *plainFile) Seek(n int64, whence int) (int64, error) {
+	at, err := p.f.Seek(0, io.SeekCurrent)
+	if err != nil || whence != io.SeekCurrent || n < 0 {
+		return 0, errors.Join(err, errors.ErrUnsupported)
+	}
+	at -= int64(p.b.Buffered())
+	if n <= int64(p.b.Buffered()) {
+		_, err := p.b.Discard(int(n))
+		return at + n, err
+	}
+	p.b.Reset(p.f)
+	return p.f.Seek(at+n, io.SeekStart)
+}
+
+// copyTo copies the next size bytes without passing over them. It reports whether it could.
+func (p *plainFile) copyTo(out int, size int64) bool {
+	at, err := p.Seek(0, io.SeekCurrent)
+	for err == nil && size > 0 {
+		var n int
+		if n, err = unix.CopyFileRange(int(p.f.Fd()), &at, out, nil, int(min(size, 1<<30)), 0); errors.Is(err, unix.EINTR) {
+			err = nil
+			continue
+		}
+		if n == 0 {
+			break
+		}
+		size -= int64(n)
+	}
+	return err == nil && size == 0
 }
 
 type unpacker struct {
 	copier
-	at   string        // root, below the root of upper
-	dirs []*tar.Header // times at the end
+	at    string        // root, below the root of upper
+	plain *plainFile    // nil: the archive is compressed
+	dirs  []*tar.Header // times at the end
 }
 
 func (u *unpacker) all(h *tar.Header, r *tar.Reader) error {
@@ -192,7 +238,7 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 	}
 	switch h.Typeflag {
 	case tar.TypeReg:
-		err = u.regular(parent, name, at, h.Size, r)
+		err = u.regular(parent, name, at, h, r)
 	case tar.TypeSymlink:
 		err = unix.Symlinkat(h.Linkname, parent, name)
 	case tar.TypeLink:
@@ -267,12 +313,12 @@ func removeAll(parent int, name string) error {
 	return unix.Unlinkat(parent, name, unix.AT_REMOVEDIR)
 }
 
-func (u *unpacker) regular(parent int, name, at string, size int64, r io.Reader) error {
+func (u *unpacker) regular(parent int, name, at string, h *tar.Header, r io.Reader) error {
 	fd, err := unix.Openat(parent, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
-	if u.upper > 0 && size >= bigFile { // as content does
+	if u.upper > 0 && h.Size >= bigFile { // as content does
 		if below, err := openBeneath(u.upper, join(u.at, at), unix.O_WRONLY, 0); err == nil {
 			unix.Close(fd)
 			fd = below
@@ -280,9 +326,27 @@ func (u *unpacker) regular(parent int, name, at string, size int64, r io.Reader)
 	}
 	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
+	defer startWriting(fd, h.Size)
+	if u.plain != nil && h.Size >= bigFile && !sparse(h) {
+		if u.plain.copyTo(fd, h.Size) {
+			return nil
+		}
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+	}
 	_, err = io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{r}, u.buffer)
-	startWriting(fd, size)
 	return err
+}
+
+// sparse tells an entry whose bytes in the archive are not those of its file (GNU tar, "Storing Sparse Files").
+func sparse(h *tar.Header) bool {
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
 }
 
 // link makes a hard link to a file that is inside.
