@@ -42,8 +42,8 @@ func TestUserScript(t *testing.T) { run(t, "script/user", func(*testscript.Env) 
 func run(t *testing.T, dir string, more func(*testscript.Env)) {
 	testscript.Run(t, testscript.Params{
 		Dir:       dir,
-		Condition: condition,
-		Setup:     func(e *testscript.Env) error { return prepare(e, more) },
+		Condition: condition, ContinueOnError: os.Getenv("KEG_TEST_CONTINUE") != "",
+		Setup: func(e *testscript.Env) error { return prepare(e, more) },
 	})
 }
 

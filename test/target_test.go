@@ -76,7 +76,7 @@ func dockerTarget(e *testscript.Env, state string) (stop func(), err error) {
 }
 
 // alike are the scripts of what both engines have. Lines of what only keg has are marked [keg] in them.
-var alike = []string{"run", "lifecycle", "everyday", "archives", "cp", "digests", "errors", "flags", "lesson", "network", "networks2", "volumes", "rest", "registry"}
+var alike = []string{"run", "lifecycle", "everyday", "archives", "cp", "digests", "errors", "flags", "lesson", "network", "networks2", "volumes", "rest", "rows", "registry"}
 
 // deviations is why the two engines differ where they do. Each entry tells by the command that differs.
 var deviations = []struct {
@@ -86,7 +86,7 @@ var deviations = []struct {
 	{"Docker got it after 20.10", []string{
 		`volume-subpath|image-subpath|type=image|bind-create-src`, `start -a holds|rm holds|volumes-from has|exec has|rm -v second|--filter dangling=false|volume prune|volume ls -q$`,
 		`cp -q |exec web cat /new`, `images --tree`, `name=inside|network inside|\btwo\b|network connect .* late`, `add-host=db=`, `commit --no-pause`,
-		`docker events .*--format json`, `stats --no-stream --format json`, `cp -a src/b|/tmp/given`, `save --platform|inspect --format '{{.Architecture}}' imported:arm`,
+		`docker events .*--format json`, `docker (stop|restart) --signal`, `network rm --force`, `stats --no-stream --format json`, `cp -a src/b|/tmp/given`, `save --platform|inspect --format '{{.Architecture}}' imported:arm`,
 	}},
 	{"Docker reads and writes OCI layouts since 25", []string{
 		`all\.tar`, `oci-archive|umoci`, `sko\.tar|from/oci|layout\.tar`, `one\.tar\.\$c`,
@@ -95,11 +95,12 @@ var deviations = []struct {
 		`save nosuch`, `rmi (-f )?nosuch`, `network rm nosuch`, `nosuchcommand`, `--sysctl kernel.core_pattern`, `UPPER$`, `cp web:/nope`,
 		`cp src/a web:/no/dir/x`, `cp nosuch:/a`, `--ip 10.78.0.7`, `-d overlay`, `import -c 'RUN true'`, `port web (81|53)$`, `docker rm crate`,
 		`docker cp src/a web:/new`, `cp web:/a$`, `update --restart sometimes|update --memory 1m`, `cp src/a web:/work-link/canary`, `pull --platform linux/arm64`,
-		`cp src(/a)? web:/way`, `build bad/`, `start --detach-keys`, `"plan"\).Aliases`,
+		`cp src(/a)? web:/way`, `build bad/`, `start --detach-keys`, `"plan"\).Aliases`, `ps --filter status=nope`, `volume rm nosuch`, `login --password x`,
 	}},
 	{"Docker does so since 23: exec of a program that is not there ends with 127, addresses of version 6 are in brackets, an unknown filter is an error", []string{
 		`exec box nosuch`, `docker (container )?port web`, `filter nope=1`, `prune -f --filter name=x`,
 	}},
+	{"Docker's engine of 20.10 loses what a program says after the end of its input", []string{`attach --sig-proxy=false reads`}},
 	{"at times Docker's engine hears too late of a kill for want of memory", []string{`State.OOMKilled`}},
 	{"docker diff of 20.10 has no order; keg's is sorted by path", []string{`docker (container )?diff made`}},
 	{"keg refuses a hostile archive before it reads on, and names what is wrong with it", []string{`evil`, `code 1 docker load$`}},

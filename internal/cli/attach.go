@@ -61,8 +61,13 @@ func (a *app) attach(ctx context.Context, name string, noStdin, proxy bool, keys
 		return err
 	}
 	if end.Detached {
-		fmt.Fprintln(a.err, "read escape sequence")
-		return exit(1)
+		return a.detached()
 	}
 	return status(end)
+}
+
+// detached is how attach and exec end when the detach keys were typed.
+func (a *app) detached() error {
+	fmt.Fprintln(a.err, "read escape sequence")
+	return exit(1)
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,7 +29,12 @@ func newCompose(a *app) *cobra.Command {
 		Long: "Run Docker Compose against this engine. Without a server (keg serve) the API is answered for as\n" +
 			"long as the command takes; with DOCKER_HOST that is asked.",
 		DisableFlagParsing: true, // all words are Compose's
-		RunE:               func(c *cobra.Command, args []string) error { return a.compose(c.Context(), args) },
+		RunE: func(c *cobra.Command, args []string) error {
+			if _, err := a.findCompose(); err != nil && (slices.Contains(args, "--help") || slices.Contains(args, "-h")) {
+				return a.printHelp(c)
+			}
+			return a.compose(c.Context(), args)
+		},
 	}
 }
 

@@ -77,6 +77,9 @@ func (a *app) execIn(ctx context.Context, name string, o *execFlags) error {
 	if err != nil {
 		return err
 	}
+	if end.Detached {
+		return a.detached()
+	}
 	if end.Code != 0 && !o.req.Privileged && words.refused() {
 		if d, err := eng.Inspect(ctx, name, false); err == nil && d.HostConfig != nil {
 			a.tellRefusal(words, end.Code, d.HostConfig)

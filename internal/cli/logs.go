@@ -102,25 +102,22 @@ func (p *logPrinter) print(e ctr.LogEntry) error {
 
 // logDetails are the labels and variables that --log-opt labels= and env= name.
 func logDetails(opt, labels map[string]string, env []string) string {
-	var b bytes.Buffer
 	vars := keyValues(env)
+	details := map[string]string{}
 	for _, from := range []struct {
 		keys   string
 		values map[string]string
 	}{{opt["labels"], labels}, {opt["env"], vars}} {
 		for _, k := range splitList(from.keys) {
 			if v, ok := from.values[k]; ok {
-				if b.Len() > 0 {
-					b.WriteByte(',')
-				}
-				b.WriteString(k + "=" + v)
+				details[k] = v
 			}
 		}
 	}
-	if b.Len() > 0 {
-		b.WriteByte(' ')
+	if len(details) == 0 {
+		return ""
 	}
-	return b.String()
+	return joinLabels(details) + " "
 }
 
 // parseTime reads a point in time as Docker does: RFC 3339 with parts left out (local
