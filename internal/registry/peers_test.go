@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -22,10 +23,11 @@ import (
 	"keg/internal/image"
 )
 
-// startDebianRegistry runs Debian's docker-registry (distribution 2.8) on a free port.
+// startDebianRegistry runs Debian's docker-registry (distribution 2.8) on a free port, or another distribution that
+// KEG_TEST_DISTRIBUTION names.
 func startDebianRegistry(t *testing.T) string {
 	t.Helper()
-	program, err := exec.LookPath("docker-registry")
+	program, err := exec.LookPath(cmp.Or(os.Getenv("KEG_TEST_DISTRIBUTION"), "docker-registry"))
 	if err != nil {
 		t.Skip("needs docker-registry: apt-get install docker-registry")
 	}
