@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -154,5 +155,49 @@ func TestFullDiskAtEveryStep(t *testing.T) {
 	if full == 0 {
 		t.Errorf("the disk was never full: %d of %d were built", built, n)
 	}
+	e.empty(t)
+}
+
+// A build that is killed while a person looks around in what failed leaves nothing that the next build does not take away.
+func TestFailedShellKilled(t *testing.T) {
+	e := newEngine(t)
+	dir := t.TempDir()
+	file := func(text string) {
+		os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM busybox\n"+text), 0o644)
+	}
+	e.keg("pull", "-q", "busybox")
+	file("RUN echo half > /half; exit 3\n")
+	pid := filepath.Join(dir, "pid")
+	// script(1) gives it a terminal; the shell's prompt tells that it is there.
+	cmd := exec.Command("script", "-qefc", "echo $$ > "+pid+"; exec "+filepath.Join(bin, "keg")+" build --on-error shell "+dir, "/dev/null")
+	cmd.Env = e.env
+	typed, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer typed.Close()
+	shown, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	typed.Write([]byte("cat /half; echo I am $((40+2))\n"))
+	var all []byte
+	for b := make([]byte, 4096); !bytes.Contains(all, []byte("I am 42")); {
+		n, err := shown.Read(b)
+		if all = append(all, b[:n]...); err != nil {
+			t.Fatalf("no shell: %v\n%s", err, all)
+		}
+	}
+	var n int
+	fmt.Sscan(read(pid), &n)
+	if n == 0 || syscall.Kill(n, syscall.SIGKILL) != nil {
+		t.Fatalf("keg has no pid %d", n)
+	}
+	cmd.Wait()
+	file("RUN test ! -e /half\n")
+	e.keg("build", "-q", dir)
 	e.empty(t)
 }
