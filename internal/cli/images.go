@@ -59,7 +59,8 @@ func (a *app) images(ctx context.Context, o *imagesFlags, ref string, shortForm 
 	if err != nil {
 		return err
 	}
-	list, err := eng.Images(ctx, engine.ImageListOptions{All: o.all, Ref: ref, Filter: o.filter.f})
+	counted := strings.Contains(format, "json") || strings.Contains(format, "Containers")
+	list, err := eng.Images(ctx, engine.ImageListOptions{All: o.all, Ref: ref, Filter: o.filter.f, Uncounted: !counted})
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,8 @@ type ImageListOptions struct {
 	Filter Filter
 	// Manifests tells of each image what it is for which platform, and how much of it is here.
 	Manifests bool
+	// Uncounted leaves out how many containers use an image (Containers is -1): that costs a look at each.
+	Uncounted bool
 }
 
 // Images lists as the Engine API does (newest first).
@@ -38,9 +40,11 @@ func (e *Engine) Images(ctx context.Context, o ImageListOptions) ([]dimage.Summa
 	if err != nil {
 		return nil, err
 	}
-	used, err := e.imageUsers()
-	if err != nil {
-		return nil, err
+	var used map[digest.Digest][]string
+	if !o.Uncounted {
+		if used, err = e.imageUsers(); err != nil {
+			return nil, err
+		}
 	}
 	sums := []dimage.Summary{}
 	for _, r := range a.images {
@@ -53,8 +57,12 @@ func (e *Engine) Images(ctx context.Context, o ImageListOptions) ([]dimage.Summa
 		if o.Manifests {
 			manifests = e.manifestSummaries(r, used[r.ID])
 		}
+		users := int64(len(used[r.ID]))
+		if o.Uncounted {
+			users = -1
+		}
 		sums = append(sums, dimage.Summary{
-			Containers: int64(len(used[r.ID])), Created: r.Created.Unix(), ID: string(r.ID), Labels: r.Labels,
+			Containers: users, Created: r.Created.Unix(), ID: string(r.ID), Labels: r.Labels,
 			Descriptor: &m, RepoTags: repoTags(names), RepoDigests: repoDigests(names), SharedSize: -1, Size: r.Size, Manifests: manifests,
 		})
 	}
