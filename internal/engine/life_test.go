@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -40,7 +41,9 @@ func busybox(t *testing.T) string {
 func liveEngine(t *testing.T) *Engine {
 	t.Helper()
 	private(t)
-	e := openEngine(t, t.TempDir(), nil)
+	root := t.TempDir()
+	e := openEngine(t, root, nil)
+	t.Cleanup(func() { noMonitor(t, root) })
 	t.Cleanup(func() {
 		list, err := e.Containers(context.Background(), ListOptions{All: true})
 		if err != nil {
@@ -53,6 +56,30 @@ func liveEngine(t *testing.T) *Engine {
 		}
 	})
 	return e
+}
+
+// noMonitor waits for the monitors of an engine, which put things in order after the exit was told.
+func noMonitor(t *testing.T, root string) {
+	t.Helper()
+	for range 200 {
+		if !slices.ContainsFunc(processes(), func(words string) bool {
+			return strings.HasPrefix(words, monitor.Argv0) && strings.Contains(words, root)
+		}) {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Error("a monitor does not end")
+}
+
+// processes are the command lines of all processes.
+func processes() (all []string) {
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range files {
+		b, _ := os.ReadFile(f)
+		all = append(all, string(b))
+	}
+	return all
 }
 
 func baseImage(t *testing.T, e *Engine) {
