@@ -122,6 +122,7 @@ type Server struct {
 	o      Options
 	table  []compiled
 	vigils vigils
+	open   attachments
 	execs  execs
 	builds builds
 }

@@ -16,9 +16,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/moby/api/types/container"
 	"golang.org/x/sys/unix"
 
 	"keg/internal/engine"
+	"keg/internal/monitor"
 )
 
 // TestBodiesAreReadToTheirEnd: row AP3 of the threats. The verdict on a body does not depend on how it is sent, and what
@@ -267,5 +269,58 @@ func TestHugeContext(t *testing.T) {
 	New(newFake(), Options{Scratch: t.TempDir()}).ServeHTTP(rec, r)
 	if rec.Code != http.StatusBadRequest || !strings.Contains(rec.Body.String(), "larger than 4 MiB") {
 		t.Errorf("%d %s", rec.Code, rec.Body)
+	}
+}
+
+// slowOutput is a container whose last words take longer than the news of its end.
+type slowOutput struct {
+	*fake
+	exited chan struct{}
+}
+
+func (s slowOutput) Wait(context.Context, string, container.WaitCondition) (int, error) {
+	close(s.exited)
+	return 5, nil
+}
+
+func (s slowOutput) Attach(_ context.Context, _ string, io monitor.Stdio) (monitor.Exit, error) {
+	<-s.exited
+	<-time.After(50 * time.Millisecond)
+	_, err := io.Out.Write([]byte("last words"))
+	return monitor.Exit{Code: 5}, err
+}
+
+// TestOutputComesBeforeTheEnd: programs read what they have once they hear that the container ended.
+func TestOutputComesBeforeTheEnd(t *testing.T) {
+	s := slowOutput{newFake(), make(chan struct{})}
+	s.running, s.tty = true, true
+	lns, err := Listen("unix://"+t.TempDir()+"/s", ListenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- New(s, Options{}).Serve(ctx, lns...) }()
+	defer func() { cancel(); <-done }()
+	dial := func(context.Context, string, string) (net.Conn, error) {
+		return net.Dial("unix", lns[0].(*socket).path)
+	}
+	c, err := dial(ctx, "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	out := upgrade(t, c, "/v1.42/containers/web/attach?stream=1&stdout=1", "")
+	resp, err := (&http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}).Post("http://docker/v1.42/containers/web/wait", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if b, err := io.ReadAll(resp.Body); err != nil || !strings.Contains(string(b), `"StatusCode":5`) {
+		t.Errorf("%s, %v", b, err)
+	}
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Millisecond)) // it is there already
+	if b, err := out.Peek(10); string(b) != "last words" {
+		t.Errorf("%q, %v", b, err)
 	}
 }

@@ -119,6 +119,7 @@ func (s *Server) containerWait(w *reply, r *request) error {
 		w.flush()
 	}
 	code, err := s.wait(r.Context(), c.ID, cond, v)
+	s.open.drained(r.Context(), c.ID)
 	if r.Context().Err() != nil {
 		return nil
 	}
@@ -228,6 +229,7 @@ func (s *Server) serveAttach(ctx context.Context, r *request, c container.Inspec
 		}
 	}
 	if r.flag("stream") {
+		defer s.open.begin(c.ID)()
 		problem(orWriter(stdio.Err, stdio.Out), s.attach(ctx, c, stdio, v))
 	}
 }

@@ -6,7 +6,10 @@ package api
 import (
 	"context"
 	"io"
+	"maps"
+	"slices"
 	"sync"
+	"time"
 
 	"keg/internal/engine"
 	"keg/internal/monitor"
@@ -94,6 +97,54 @@ func (v *vigil) follow(s engine.Session) {
 	defer s.Close()
 	v.end(s.Wait(context.Background()))
 }
+
+// attachments are the streams that clients of this server get, by container.
+type attachments struct {
+	mu sync.Mutex
+	m  map[string]map[chan struct{}]bool
+}
+
+// begin notes a stream; the answer ends it.
+func (a *attachments) begin(id string) (end func()) {
+	done := make(chan struct{})
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.m == nil {
+		a.m = map[string]map[chan struct{}]bool{}
+	}
+	if a.m[id] == nil {
+		a.m[id] = map[chan struct{}]bool{}
+	}
+	a.m[id][done] = true
+	return func() {
+		close(done)
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if delete(a.m[id], done); len(a.m[id]) == 0 {
+			delete(a.m, id)
+		}
+	}
+}
+
+// drained waits until the streams of a container that ended are written, for a moment at most: programs expect the
+// output before they hear of the end.
+func (a *attachments) drained(ctx context.Context, id string) {
+	a.mu.Lock()
+	open := slices.Collect(maps.Keys(a.m[id]))
+	a.mu.Unlock()
+	late := time.After(drainPatience)
+	for _, done := range open {
+		select {
+		case <-done:
+		case <-late:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+const drainPatience = 200 * time.Millisecond
 
 func both(a, b io.Writer) io.Writer {
 	switch {
