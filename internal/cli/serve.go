@@ -70,6 +70,7 @@ func (a *app) serve(c *cobra.Command, group string) error {
 // server answers the API over an engine.
 func (a *app) server(eng *engine.Engine, log io.Writer) *api.Server {
 	root, _, _ := a.roots()
+	eng.KeepRecords()
 	return api.New(eng, api.Options{Version: version, Commit: commit, Env: a.env, Log: log, Scratch: filepath.Join(root, "contexts"),
 		As: func(as ...registry.Account) api.Engine { return eng.As(as...) }})
 }

@@ -53,6 +53,7 @@ type Engine struct {
 	remote     remote
 	monitors   monitors
 	spare      *atomic.Pointer[chan spare] // of Expect
+	kept       *keptRecords                // of KeepRecords
 }
 
 // remote is the far end of pull, push and login.

@@ -25,7 +25,7 @@ type ListOptions struct {
 	Filter Filter
 }
 
-// one is a container with its state.
+// one is a container with its state, both to be read only.
 type one struct {
 	*ctr.Record
 	st *ctr.State
@@ -37,6 +37,7 @@ func (e *Engine) all(ctx context.Context) ([]one, error) {
 	if err != nil {
 		return nil, err
 	}
+	e.kept.forget(ids)
 	list, err := readAll(ids, func(id string) (one, error) { return e.one(ctx, id) })
 	if err != nil {
 		return nil, err
@@ -47,7 +48,7 @@ func (e *Engine) all(ctx context.Context) ([]one, error) {
 
 // one reads one container; fault.NotFound when it was removed meanwhile.
 func (e *Engine) one(ctx context.Context, id string) (one, error) {
-	r, err := e.containers.Get(id)
+	r, err := e.readRecord(id)
 	if err != nil {
 		return one{}, err
 	}
