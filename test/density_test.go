@@ -171,7 +171,8 @@ func (d *density) small(n int) {
 	}
 	slices.Sort(pss)
 	d.t.Logf("a monitor: PSS %d kB on average, the largest %d; %d threads at most", sum/max(1, len(pss)), pss[max(0, len(pss)-5):], busiest)
-	if most > 2048 {
+	// One in a hundred may have touched pages of the binary that no other did: clean ones, which the kernel takes back.
+	if len(pss) > 0 && (pss[len(pss)-1-len(pss)/100] > 2048 || most > 4096) {
 		d.t.Errorf("a monitor has a PSS of %d kB, more than 2 MiB\n%s", most, largest)
 	}
 	if busiest > 8 {

@@ -193,7 +193,8 @@ func (h *house) prints(id, line string) {
 
 func TestRenewKeepsWhatAStopWouldRemove(t *testing.T) {
 	h := newHouse(t)
-	r := h.detached(sh("test ! -e /kept || echo again; echo x >/kept; sleep 1000"), autoRemove)
+	r := h.detached(sh("test ! -e /kept || echo again; echo x >/kept; echo ready; sleep 1000"), autoRemove)
+	h.prints(r.ID, "ready") // it was there before it is killed
 	first := h.state(r.ID).Pid
 	if err := h.dial(r.ID).Renew(ctx, int(unix.SIGKILL), 0); err != nil {
 		t.Fatal(err)
