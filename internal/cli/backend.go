@@ -10,6 +10,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	dimage "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/network"
+	dregistry "github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/volume"
 	"github.com/opencontainers/go-digest"
 
@@ -76,6 +77,7 @@ type images interface {
 	OnPlatform(ctx context.Context, ref string, p *image.Platform) error
 	Analyze(ctx context.Context, ref string) (*engine.Analysis, error)
 	InspectRemote(ctx context.Context, ref image.Reference, p *image.Platform) (dimage.InspectResponse, error)
+	Search(ctx context.Context, term string, o engine.SearchOptions) ([]dregistry.SearchResult, error)
 	Base(ctx context.Context, ref string) (name string, lines int, err error)
 	History(ctx context.Context, ref string) ([]dimage.HistoryResponseItem, error)
 	Save(ctx context.Context, names []string, w io.Writer, o engine.SaveOptions) error

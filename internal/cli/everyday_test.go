@@ -193,3 +193,25 @@ That frees 1.5kB.
 `, "Error response from daemon: No such object: nosuch\n")
 	keg(t, f, "why", "--format", "{{.Kind}} {{(index .Users 0).Name}}", "v").want(t, 0, "volume web\n", "")
 }
+
+func TestSearch(t *testing.T) {
+	keg(t, &fake{}, "search", "--limit", "5", "web").want(t, 0, "NAME      DESCRIPTION                           STARS     OFFICIAL\nnginx     Official build of Nginx. It serves.   20000     [OK]\n", "")
+	keg(t, &fake{}, "search", "--format", "{{.Name}}", "web").want(t, 0, "nginx\n", "")
+	if r := keg(t, &fake{}, "search"); r.code != 1 || !strings.Contains(r.err, "requires 1 argument") {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestOnlyContext(t *testing.T) {
+	keg(t, &fake{}, "context", "show").want(t, 0, "default\n", "")
+	keg(t, &fake{}, "context", "use", "default").want(t, 0, "default\n", "Current context is now \"default\"\n")
+	if r := keg(t, &fake{}, "context", "use", "other"); r.code != 1 || !strings.Contains(r.err, `context "other": context not found`) {
+		t.Errorf("%+v", r)
+	}
+	if r := keg(t, &fake{}, "context", "ls"); !strings.HasPrefix(r.out, "NAME ") || !strings.Contains(r.out, "\ndefault * ") || !strings.Contains(r.out, "unix://") {
+		t.Errorf("%+v", r)
+	}
+	if r := keg(t, &fake{}, "context", "inspect", "--format", "{{.Endpoints.docker.Host}}"); !strings.HasPrefix(r.out, "unix://") {
+		t.Errorf("%+v", r)
+	}
+}

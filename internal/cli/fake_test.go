@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	dimage "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/network"
+	dregistry "github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/volume"
 	"github.com/opencontainers/go-digest"
 
@@ -328,6 +330,9 @@ func (f *fake) Outdated(context.Context, []container.Summary) []engine.Outdated 
 func (f *fake) Unlink(_ context.Context, name string) error                     { return f.say("unlink", name) }
 func (f *fake) OnPlatform(_ context.Context, ref string, p *image.Platform) error {
 	return f.say("platform", ref, image.FormatPlatform(*p))
+}
+func (f *fake) Search(_ context.Context, term string, o engine.SearchOptions) ([]dregistry.SearchResult, error) {
+	return []dregistry.SearchResult{{Name: "nginx", Description: "Official build of Nginx.\nIt serves.", StarCount: 20000, IsOfficial: true}}, f.say("search", term, strconv.Itoa(o.Limit))
 }
 func (f *fake) Base(context.Context, string) (string, int, error) { return f.base, 2, nil }
 func (f *fake) Analyze(_ context.Context, ref string) (*engine.Analysis, error) {
