@@ -12,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 	dimage "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/storage"
 	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/api/types/volume"
 
@@ -150,6 +151,9 @@ func imageShape(i dimage.InspectResponse, v version) any {
 	}
 	if v >= 52 {
 		return i
+	}
+	if i.GraphDriver == nil {
+		i.GraphDriver = &storage.DriverData{Name: "overlay"}
 	}
 	res := imageInspected{InspectResponse: i, Comment: i.Comment, Author: i.Author}
 	if c := i.Config; c != nil {

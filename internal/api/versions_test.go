@@ -102,6 +102,7 @@ func TestShapesByVersion(t *testing.T) {
 		{"/images/a/json", "Config.OnBuild", "", "1.51"},
 		{"/images/a/json", "Config.WorkingDir", "", "1.51"},
 		{"/images/a/json", "Descriptor", "1.48", ""},
+		{"/images/a/json", "GraphDriver", "", "1.51"},
 		{"/containers/web/json", "NetworkSettings.IPAddress", "", "1.51"},
 		{"/containers/web/json", "NetworkSettings.Bridge", "", "1.51"},
 		{"/containers/web/json", "NetworkSettings.Ports", "", ""},

@@ -38,6 +38,11 @@ type Created struct {
 // Create pulls the image when needed, merges its config, makes volumes and the writable
 // layer, and writes the record.
 func (e *Engine) Create(ctx context.Context, o CreateOptions) (_ Created, err error) {
+	if o.Host != nil { // what nobody may ask for is told before an image is looked for
+		if err := checkHost(o.Config, o.Host); err != nil {
+			return Created{}, err
+		}
+	}
 	img, err := e.imageFor(ctx, o)
 	if err != nil {
 		return Created{}, err
