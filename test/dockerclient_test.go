@@ -154,6 +154,7 @@ func startServe(t *testing.T) string {
 	var log bytes.Buffer
 	srv := keg("serve")
 	srv.Stdout, srv.Stderr = &log, &log
+	srv.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // also when the test is aborted
 	if err := srv.Start(); err != nil {
 		t.Fatal(err)
 	}
