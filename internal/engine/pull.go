@@ -48,8 +48,9 @@ func (p Pulled) Moved() string {
 	return fmt.Sprintf("%s has moved: it was %s, it is %s", p.Ref.Familiar(), p.Was, p.Is)
 }
 
-// parallelLayers is how many layers of an image travel at once: each takes some ten megabytes of memory.
-const parallelLayers = 6
+// parallelLayers is how many layers of an image travel at once, which is all of nearly every image: each
+// takes some ten megabytes of memory at most.
+const parallelLayers = 16
 
 // Pull fetches an image: layers in parallel, each verified, unpacked and kept in one pass; the name last.
 func (e *Engine) Pull(ctx context.Context, ref image.Reference, o PullOptions) (Pulled, error) {
