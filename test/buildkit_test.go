@@ -100,7 +100,7 @@ type buildkit struct{ *dockerEngine }
 
 func startBuildkit(t *testing.T, images ...string) *buildkit {
 	t.Helper()
-	b := &buildkit{startDockerd(t, "--bridge", "none", "--storage-driver", "overlay2")}
+	b := &buildkit{startDockerdIn(t, 0, "--bridge", "none", "--storage-driver", "overlay2")}
 	for _, ref := range images {
 		b.must(nil, "pull", "-q", hub.addr+"/library/"+ref)
 		b.must(nil, "tag", hub.addr+"/library/"+ref, ref)

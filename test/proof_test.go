@@ -100,6 +100,8 @@ func TestSignals(t *testing.T) {
 	e.keg("run", "-d", "--name", "box", "busybox", "sleep", "1000")
 	for n := 1; n < 65; n++ {
 		switch unix.Signal(n) {
+		case 32, 33: // the C library's own
+			continue
 		case unix.SIGQUIT, // the shell ignores it
 			unix.SIGCHLD, unix.SIGCONT, unix.SIGSTOP, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGURG, unix.SIGWINCH:
 			continue // they end nothing
