@@ -1,10 +1,11 @@
 // Command tally runs `go test -json` and closes with "N passed, N failed, N skipped".
 // It fails when a test failed, when fewer ran than the minimum and, if told so, when
-// one skipped.
+// one skipped. Several commands with a "+" between them run at once and count as one.
 package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 )
 
 type event struct {
@@ -20,6 +22,9 @@ type event struct {
 }
 
 type tally struct {
+	mu                      sync.Mutex
+	broken                  bool // a command failed
+	long                    []event
 	passed, failed, skipped int
 	output                  map[string][]string
 	skips, failures         []string
@@ -29,24 +34,13 @@ func main() {
 	noSkips := flag.Bool("no-skips", false, "a skipped test is a failure")
 	atLeast := flag.Int("at-least", 0, "how many tests must pass")
 	flag.Parse()
-	cmd := exec.Command(flag.Arg(0), flag.Args()[1:]...)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "tally:", err)
-		os.Exit(1)
-	}
 	t := tally{output: map[string][]string{}}
-	in := bufio.NewScanner(out)
-	in.Buffer(nil, 16<<20)
-	for in.Scan() {
-		t.line(in.Bytes())
+	var all sync.WaitGroup
+	for _, words := range commands(flag.Args()) {
+		all.Go(func() { t.run(words) })
 	}
-	err = cmd.Wait()
-	bad := err != nil || t.failed > 0
+	all.Wait()
+	bad := t.broken || t.failed > 0
 	if *noSkips && t.skipped > 0 {
 		bad = true
 		fmt.Println("skipped, which this run does not allow:")
@@ -58,10 +52,56 @@ func main() {
 		bad = true
 		fmt.Printf("only %d tests passed; there were %d (test/tally/minimum)\n", t.passed, *atLeast)
 	}
+	slices.SortFunc(t.long, func(x, y event) int { return cmp.Compare(y.Elapsed, x.Elapsed) })
+	fmt.Println("the longest:")
+	for _, e := range t.long[:min(12, len(t.long))] {
+		fmt.Printf("   %s %s %.0fs\n", e.Package, e.Test, e.Elapsed)
+	}
 	fmt.Printf("%d passed, %d failed, %d skipped\n", t.passed, t.failed, t.skipped)
 	if bad {
 		os.Exit(1)
 	}
+}
+
+// commands parts the words at each "+".
+func commands(words []string) (all [][]string) {
+	for {
+		i := slices.Index(words, "+")
+		if i < 0 {
+			return append(all, words)
+		}
+		all, words = append(all, words[:i]), words[i+1:]
+	}
+}
+
+func (t *tally) run(words []string) {
+	cmd := exec.Command(words[0], words[1:]...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "tally:", err)
+		t.fails()
+		return
+	}
+	in := bufio.NewScanner(out)
+	in.Buffer(nil, 16<<20)
+	for in.Scan() {
+		t.mu.Lock()
+		t.line(in.Bytes())
+		t.mu.Unlock()
+	}
+	if cmd.Wait() != nil {
+		t.fails()
+	}
+}
+
+func (t *tally) fails() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.broken = true
 }
 
 func (t *tally) line(b []byte) {
@@ -80,6 +120,9 @@ func (t *tally) line(b []byte) {
 	case "pass":
 		if e.Test != "" {
 			t.passed++
+			if e.Elapsed > 5 && !strings.Contains(e.Test, "/") {
+				t.long = append(t.long, e)
+			}
 			delete(t.output, key)
 		} else {
 			fmt.Printf("ok   %s %.1fs\n", e.Package, e.Elapsed)
