@@ -78,6 +78,18 @@ func addRootsScripts(t *testing.T, dir string) (env []string) {
 	return []string{"CONTAINERS_REGISTRIES_CONF=" + conf, "HUB=" + hub.addr}
 }
 
+// addBuiltinNetwork adds the network's script with keg's own relay instead of pasta.
+func addBuiltinNetwork(t *testing.T, dir string) {
+	b, err := os.ReadFile("script/rootless/network.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := strings.NewReplacer("KEG_ROOTLESS_NET=pasta", "KEG_ROOTLESS_NET=builtin", "WAY=pasta", "WAY='keg.s relay'").Replace(string(b))
+	if err := os.WriteFile(filepath.Join(dir, "network-builtin.txtar"), []byte(with), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func tryUserNamespace() error {
 	cmd := exec.Command("/bin/true")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET}
@@ -126,6 +138,7 @@ func asOrdinaryUser(t *testing.T, tests string) {
 	if err := os.CopyFS(filepath.Join(dir, "script/rootless"), os.DirFS("script/rootless")); err != nil {
 		t.Fatal(err)
 	}
+	addBuiltinNetwork(t, filepath.Join(dir, "script/rootless"))
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -40,10 +40,12 @@ func Features(run string) []Feature {
 			ids.Text = "Containers have one user id; more were given meanwhile, and come when all containers have ended and keg starts anew."
 		}
 	}
-	way := Feature{"way out", true, "Containers reach out through keg's relay: the far end sees the host's address."}
-	if b, err := os.ReadFile(at(run).lack()); err == nil {
-		way.OK, way.Text = false, sentence(string(b))
+	way := Feature{Name: "way out", OK: true}
+	text, err := os.ReadFile(at(run).lack())
+	if way.OK = err != nil; way.OK {
+		text, _ = os.ReadFile(at(run).way())
 	}
+	way.Text = sentence(string(text))
 	return []Feature{ids, way, pings(number("/proc/sys/net/ipv4/ping_group_range"), gid), lowPorts(number("/proc/sys/net/ipv4/ip_unprivileged_port_start")), limits()}
 }
 

@@ -3,7 +3,7 @@ package rootless
 // The keeper: how it is started, found and ended.
 //
 //	starter -> keeper   one byte: the ids are mapped
-//	keeper -> starter   "ok", or a sentence about what failed
+//	keeper -> starter   "ok" and a warning, if there is one, or a sentence about what failed
 
 import (
 	"context"
@@ -74,7 +74,7 @@ func namespacesOf(pid int) (*namespaces, error) {
 }
 
 // make starts a keeper, or finds the one that another command has started meanwhile.
-func (p place) make(name string, warn func(string)) (*namespaces, error) {
+func (p place) make(e Entry) (*namespaces, error) {
 	l, err := disk.LockFile(context.Background(), p.making())
 	if err != nil {
 		return nil, err
@@ -83,51 +83,59 @@ func (p place) make(name string, warn func(string)) (*namespaces, error) {
 	if ns, err := p.open(); err == nil {
 		return ns, nil
 	}
-	ids := findIDs(name, os.Getuid(), os.Getgid())
-	if ids.lack != "" {
-		warn(ids.lack)
+	pasta, warning, err := choosePasta(variable(e.Env, WayVar))
+	if err != nil {
+		return nil, err
 	}
-	pid, err := startKeeper(p, ids)
+	ids := findIDs(e.Name, os.Getuid(), os.Getgid())
+	pid, said, err := startKeeper(p, ids, pasta)
+	for _, w := range []string{ids.lack, warning, said} {
+		if w != "" {
+			e.Warn(w)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
 	return namespacesOf(pid)
 }
 
-func startKeeper(p place, ids idMaps) (int, error) {
+// startKeeper gives it the program pasta, "" for the built-in way out, and returns its warning.
+func startKeeper(p place, ids idMaps, pasta string) (pid int, warning string, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return 0, os.NewSyscallError("socketpair", err)
+		return 0, "", os.NewSyscallError("socketpair", err)
 	}
 	ours, theirs := os.NewFile(uintptr(fds[0]), "keeper"), os.NewFile(uintptr(fds[1]), "keeper")
 	defer ours.Close()
 	defer theirs.Close()
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	defer null.Close()
-	pid, err := syscall.ForkExec("/proc/self/exe", []string{Argv0, string(p)}, &syscall.ProcAttr{
+	pid, err = syscall.ForkExec("/proc/self/exe", []string{Argv0, string(p), pasta}, &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2", "GOTRACEBACK=single"},
 		Files: []uintptr{null.Fd(), null.Fd(), null.Fd(), theirs.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS},
 	})
 	if err != nil {
-		return 0, noUserNamespace(err)
+		return 0, "", noUserNamespace(err)
 	}
 	theirs.Close()
 	if err := ids.write(pid); err != nil {
-		return 0, errors.Join(err, end(pid))
+		return 0, "", errors.Join(err, end(pid))
 	}
 	if _, err := ours.Write([]byte{1}); err != nil {
-		return 0, errors.Join(fmt.Errorf("start the keeper: %w", err), end(pid))
+		return 0, "", errors.Join(fmt.Errorf("start the keeper: %w", err), end(pid))
 	}
 	said, err := io.ReadAll(io.LimitReader(ours, 4096))
-	if err != nil || string(said) != "ok" {
-		return 0, errors.Join(fmt.Errorf("start the keeper of the user namespace: %s", said), err, end(pid))
+	warning, ok := strings.CutPrefix(string(said), "ok")
+	if err != nil || !ok {
+		return 0, "", errors.Join(fmt.Errorf("start the keeper of the user namespace: %s", said), err, end(pid))
 	}
-	return pid, nil
+	return pid, warning, nil
 }
 
 func end(pid int) error {
@@ -143,27 +151,28 @@ func end(pid int) error {
 // as the namespace's root, which only an execve after the mapping gives.
 func Main(args []string) int {
 	const sock = 3
-	if len(args) == 1 {
+	if len(args) == 2 {
 		var b [1]byte
 		if n, err := unix.Read(sock, b[:]); n != 1 || err != nil {
 			return 1 // the starter gave up
 		}
-		err := unix.Exec("/proc/self/exe", []string{Argv0, args[0], "mapped"}, os.Environ())
+		err := unix.Exec("/proc/self/exe", []string{Argv0, args[0], args[1], "mapped"}, os.Environ())
 		fmt.Fprintf(os.NewFile(sock, "starter"), "execute keg again: %v", err)
 		return 1
 	}
-	if len(args) != 2 {
+	if len(args) != 3 {
 		fmt.Fprintf(os.Stderr, "%s is started by keg, not by people\n", Argv0)
 		return 1
 	}
 	unix.CloseOnExec(sock)
 	starter := os.NewFile(sock, "starter")
 	p := place(args[0])
-	if err := p.keep(); err != nil {
+	warning, err := p.keep(args[1])
+	if err != nil {
 		fmt.Fprint(starter, err)
 		return 1
 	}
-	if _, err := starter.WriteString("ok"); err != nil {
+	if _, err := starter.WriteString("ok" + warning); err != nil {
 		return 1
 	}
 	starter.Close()
@@ -172,19 +181,19 @@ func Main(args []string) int {
 }
 
 // keep makes what lives in the keeper and tells who it is.
-func (p place) keep() error {
+func (p place) keep(pasta string) (warning string, err error) {
 	// What the host mounts later is seen inside; what is mounted inside stays there.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return fmt.Errorf("keep mounts apart: %w", err)
+		return "", fmt.Errorf("keep mounts apart: %w", err)
 	}
-	if err := p.makeNetwork(); err != nil {
-		return err
+	if warning, err = p.makeNetwork(pasta); err != nil {
+		return "", err
 	}
 	start, err := linux.StartTime(os.Getpid())
 	if err != nil {
-		return err
+		return "", err
 	}
-	return disk.PutVolatile(p.keeper(), []byte(fmt.Sprintf("%d %d\n", os.Getpid(), start)), 0o600)
+	return warning, disk.PutVolatile(p.keeper(), []byte(fmt.Sprintf("%d %d\n", os.Getpid(), start)), 0o600)
 }
 
 // awaitEnd returns, with the lock held exclusively, when nobody was inside for as long as linger.

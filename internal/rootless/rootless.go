@@ -6,12 +6,13 @@
 //	     userns/making  held by who starts a keeper
 //	     userns/keeper  pid and start time of the keeper
 //	     userns/net     the network namespace, a mount that is seen inside only
+//	     userns/way     a sentence: through what it reaches out
 //	     userns/lack    why it has no way out, when it has none
 //
 // A command enters by becoming a few instructions of machine code that join the namespaces and execute
 // keg again: the same process, so that signals, terminal and exit status need no help. The keeper
 // holds the namespaces open between commands and carries packets between the user's network and
-// the host's. It ends when nobody has held the lock for a second.
+// the host's, or has pasta(1) carry them. It ends when nobody has held the lock for a second.
 package rootless
 
 import (
@@ -40,6 +41,7 @@ func (p place) lock() string   { return filepath.Join(string(p), "lock") }
 func (p place) making() string { return filepath.Join(string(p), "making") }
 func (p place) keeper() string { return filepath.Join(string(p), "keeper") }
 func (p place) net() string    { return filepath.Join(string(p), "net") }
+func (p place) way() string    { return filepath.Join(string(p), "way") }
 func (p place) lack() string   { return filepath.Join(string(p), "lack") }
 
 // Entry is a command that wants to be inside.
@@ -67,7 +69,7 @@ func Enter(e Entry) error {
 	}
 	ns, err := p.open()
 	if err != nil {
-		if ns, err = p.make(e.Name, e.Warn); err != nil {
+		if ns, err = p.make(e); err != nil {
 			lock.Close()
 			return err
 		}
@@ -75,6 +77,16 @@ func Enter(e Entry) error {
 	env := append(without(e.Env, marker, "KEG_ROOT", "KEG_RUN_ROOT"),
 		marker+"="+strconv.Itoa(int(lock.Fd())), "KEG_ROOT="+e.Root, "KEG_RUN_ROOT="+e.Run)
 	return ns.join(lock, e.Args, env)
+}
+
+// variable is the last value in env, or "".
+func variable(env []string, name string) (value string) {
+	for _, kv := range env {
+		if k, v, ok := strings.Cut(kv, "="); ok && k == name {
+			value = v
+		}
+	}
+	return value
 }
 
 func without(env []string, names ...string) []string {

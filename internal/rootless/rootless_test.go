@@ -101,6 +101,43 @@ func TestMarkerIsTakenOnce(t *testing.T) {
 	}
 }
 
+func TestTheWayIsChosen(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", dir)
+	look := func(choice, program, word string) {
+		t.Helper()
+		got, warning, err := choosePasta(choice)
+		if err != nil || got != program || (word == "") != (warning == "") || !strings.Contains(warning, word) {
+			t.Errorf("%q: %q, %q, %v", choice, got, warning, err)
+		}
+	}
+	look("", "", "")
+	look("builtin", "", "")
+	look("pasta", "", "apt install passt")
+	pasta := filepath.Join(dir, "pasta")
+	if err := os.WriteFile(pasta, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	look("", pasta, "")
+	look("pasta", pasta, "")
+	look("builtin", "", "")
+	if _, _, err := choosePasta("vpn"); err == nil || !strings.Contains(err.Error(), "neither pasta nor builtin") {
+		t.Error(err)
+	}
+}
+
+func TestFirstWordsOfAProgram(t *testing.T) {
+	w := &firstWords{}
+	for _, s := range []string{"Failed to send 51 bytes to syslog\n", "No such device\n", "\n", strings.Repeat("x", 5000)} {
+		if n, err := w.Write([]byte(s)); n != len(s) || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	if got := w.String(); !strings.HasPrefix(got, "No such device; xxx") || len(got) > 1024 {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestFeaturesSayWhatToDo(t *testing.T) {
 	for _, c := range []struct {
 		f    Feature

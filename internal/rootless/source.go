@@ -7,6 +7,7 @@ package rootless
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"syscall"
@@ -23,6 +24,8 @@ const (
 	sourceMark  = 0x6b6567 // of what our sockets send
 	answerMark  = 0x6b6568 // of what comes back
 	sourceTable = 0x6b6568
+
+	sourceTableName = "keg-source"
 )
 
 // Speaks makes a dialler inside the user's network speak in the name of client. It cannot for a client
@@ -42,6 +45,22 @@ func Speaks(d *net.Dialer, client, target netip.AddrPort) bool {
 		return errors.Join(cerr, err)
 	}
 	return true
+}
+
+// openSource makes route and rules; the calling thread is inside the user's network.
+func openSource() error {
+	if _, err := setUp("lo", func(l netlink.Link) error { return sourceRoute(l.Attrs().Index) }); err != nil {
+		return err
+	}
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	sourceRules(c, c.AddTable(&nftables.Table{Name: sourceTableName, Family: nftables.TableFamilyIPv4}))
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("make the rules of the clients' addresses: %w", err)
+	}
+	return nil
 }
 
 // sourceRoute delivers marked answers here, whomever they are for.

@@ -101,29 +101,27 @@ func openTun() (*os.File, error) {
 }
 
 func setUpTun() error {
-	for _, name := range []string{"lo", tunName} {
-		l, err := netlink.LinkByName(name)
-		if err != nil {
-			return fmt.Errorf("find %s: %w", name, err)
-		}
-		if name == tunName {
-			err = addressTun(l)
-		} else {
-			err = sourceRoute(l.Attrs().Index)
-		}
-		if err != nil {
-			return fmt.Errorf("set up %s: %w", name, err)
-		}
-		if err := netlink.LinkSetUp(l); err != nil {
-			return fmt.Errorf("set up %s: %w", name, err)
-		}
-	}
-	l, err := netlink.LinkByName(tunName)
+	l, err := setUp(tunName, addressTun)
 	if err != nil {
 		return err
 	}
 	all := &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
 	return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: all, Scope: netlink.SCOPE_LINK})
+}
+
+// setUp gives a device what it needs before it is switched on.
+func setUp(name string, prepare func(netlink.Link) error) (netlink.Link, error) {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("find %s: %w", name, err)
+	}
+	if err = prepare(l); err == nil {
+		err = netlink.LinkSetUp(l)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("set up %s: %w", name, err)
+	}
+	return l, nil
 }
 
 func addressTun(l netlink.Link) error {
@@ -167,7 +165,7 @@ func uplinkRules(port uint16) error {
 		}
 		c.AddRule(r)
 	}
-	tun := append([]byte(tunName), make([]byte, 16-len(tunName))...)
+	tun := linkName(tunName)
 	link := func(op expr.CmpOp) []expr.Any {
 		return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: tun}}
 	}
@@ -188,8 +186,12 @@ func uplinkRules(port uint16) error {
 		&expr.Immediate{Register: 1, Data: tunAddr().AsSlice()},
 		&expr.Immediate{Register: 2, Data: []byte{byte(port >> 8), byte(port)}},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1, RegProtoMin: 2, Specified: true}})
-	sourceRules(c, t)
 	return c.Flush()
+}
+
+// linkName is a device's name as rules compare it.
+func linkName(name string) []byte {
+	return append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...)
 }
 
 // serve runs until the device is closed, which is when the keeper ends.
