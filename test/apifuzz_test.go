@@ -47,8 +47,16 @@ func TestCallsBesideDocker(t *testing.T) {
 	}
 	g := rand.New(rand.NewPCG(seed, 1))
 	seen := map[string]bool{}
+	unknownDriver := map[string]bool{}
 	for i, begun := 0, time.Now(); i < calls && (os.Getenv("KEG_SOAK") != "" || time.Since(begun) < time.Minute); i++ {
 		c := randomCall(g)
+		if strings.Contains(c.body, `"Driver":"nope"`) {
+			// Docker's engine looks 15 seconds for a plugin of that name before it answers; once is enough.
+			if unknownDriver[c.kind] {
+				continue
+			}
+			unknownDriver[c.kind] = true
+		}
 		want, got := c.ask(t, theirs), c.ask(t, ours)
 		d := want.differs(got)
 		if d != "" && !seen[c.kind+d] && callsAlike[c.kind] != d {
