@@ -3,6 +3,7 @@ package api
 // Bodies, queries, answers and errors.
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -86,6 +87,17 @@ func (w *reply) done(err error) error {
 		w.WriteHeader(http.StatusNoContent)
 	}
 	return err
+}
+
+// empty tells whether nothing is sent.
+func (r *request) empty() bool {
+	b := bufio.NewReaderSize(r.Body, 16) // the smallest
+	_, err := b.Peek(1)
+	r.Body = struct {
+		io.Reader
+		io.Closer
+	}{b, r.Body}
+	return err == io.EOF
 }
 
 // maxBody is what a JSON body may have.

@@ -81,6 +81,7 @@ func TestBadInput(t *testing.T) {
 		{"GET", "/containers/json?limit=x", "", 400},
 		{"GET", "/containers/json?filters=%5B1%5D", "", 400},
 		{"GET", "/events?since=x", "", 400},
+		{"GET", "/images/json?identity=1", "", 400},
 		{"GET", "/events?filters=x", "", 400},
 		{"POST", "/images/create", "", 400},
 		{"POST", "/images/create?fromImage=UPPER", "", 400},

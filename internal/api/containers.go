@@ -42,7 +42,7 @@ type createBody struct {
 
 func (s *Server) containerCreate(w *reply, r *request) error {
 	var q createBody
-	if r.ContentLength == 0 {
+	if r.empty() {
 		return fault.Invalidf("invalid JSON: EOF") // Docker's words for this route
 	}
 	if err := r.body(w, &q, false); err != nil {

@@ -140,6 +140,8 @@ func (f *fake) DiskDetail(context.Context) (engine.DiskDetail, error) {
 	return engine.DiskDetail{Volumes: []volume.Volume{{Name: "v"}}}, f.fail
 }
 
+func (f *fake) Info(context.Context) (engine.Info, error) { return engine.Info{}, f.fail }
+
 func (f *fake) DiskUsage(context.Context) ([]engine.Usage, error) {
 	return []engine.Usage{{Size: 7}, {}, {Total: 1}, {}}, f.fail
 }

@@ -26,6 +26,9 @@ func (s *Server) imageList(w *reply, r *request) error {
 		return err
 	}
 	o := engine.ImageListOptions{All: r.flag("all"), Filter: f, Manifests: r.version >= 47 && r.flag("manifests")}
+	if r.version >= 54 && r.flag("identity") && !o.Manifests {
+		return fault.Invalidf("conflicting options: identity requires manifests=1")
+	}
 	if r.version < 41 {
 		o.Ref = r.query.Get("filter")
 	}

@@ -90,7 +90,17 @@ func (s *Server) systemInfo(w *reply, r *request) error {
 		Swarm:              swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive, RemoteManagers: []swarm.Peer{}},
 		LiveRestoreEnabled: true, InitBinary: "keg-init", SecurityOptions: i.SecurityOptions, CDISpecDirs: []string{}, Warnings: i.Warnings,
 	}
+	if r.version < 50 {
+		return w.json(http.StatusOK, oldInfo{Info: res})
+	}
 	return w.json(http.StatusOK, res)
+}
+
+// oldInfo is info with the fields that went with version 1.50; in newer engines they are always false.
+type oldInfo struct {
+	system.Info
+	BridgeNfIptables  bool
+	BridgeNfIP6tables bool `json:"BridgeNfIp6tables"`
 }
 
 // env is a proxy variable in either case, without the password that it may carry.

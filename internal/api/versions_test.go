@@ -114,6 +114,8 @@ func TestShapesByVersion(t *testing.T) {
 		{"/system/df?verbose=1", "LayersSize", "", "1.51"},
 		{"/system/df?verbose=1", "VolumeUsage.Items", "1.52", ""},
 		{"/networks/n", "Status", "1.52", ""},
+		{"/info", "BridgeNfIptables", "", "1.49"},
+		{"/info", "BridgeNfIp6tables", "", "1.49"},
 	} {
 		for minor := 25; minor <= int(known(MaxVersion)); minor++ {
 			v := fmt.Sprintf("1.%d", minor)

@@ -339,7 +339,7 @@ func TestImport(t *testing.T) {
 		t.Error("the tar is lost")
 	}
 	save(t, e, "twice")
-	for _, o := range []ImportOptions{{Repository: "UPPER"}, {Changes: []string{"RUN x"}}, {Repository: "x@" + string(digest.FromString("x"))}} {
+	for _, o := range []ImportOptions{{Platform: &image.Platform{OS: "darwin", Architecture: "arm64"}}, {Repository: "UPPER"}, {Changes: []string{"RUN x"}}, {Repository: "x@" + string(digest.FromString("x"))}} {
 		if _, err := e.Import(t.Context(), bytes.NewReader(layer), o); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%+v: %v", o, err)
 		}

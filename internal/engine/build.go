@@ -84,7 +84,7 @@ func (e *Engine) built(res *builder.Result, tags []image.Reference) error {
 	if err != nil {
 		return err
 	}
-	e.imageEvent("build", string(r.ID), string(r.ID), r.Labels)
+	e.imageEvent("create", string(r.ID), string(r.ID), r.Labels)
 	for _, tag := range tags {
 		e.imageEvent("tag", string(r.ID), tag.Familiar(), r.Labels)
 	}

@@ -57,7 +57,7 @@ func (b *delivery) index(ctx context.Context) (desc image.Descriptor, err error)
 	if err != nil {
 		return desc, err
 	}
-	b.e.imageEvent("build", string(r.ID), string(r.ID), r.Labels)
+	b.e.imageEvent("create", string(r.ID), string(r.ID), r.Labels)
 	return desc, nil
 }
 

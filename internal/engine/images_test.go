@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 	"github.com/opencontainers/go-digest"
 
 	ctr "keg/internal/container"
@@ -134,6 +135,23 @@ func TestUsedImagesStay(t *testing.T) {
 	}
 	if left := leftovers(t, e); len(left) != 0 {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// An image that is mounted beside a root is used, too.
+func TestMountedImagesStay(t *testing.T) {
+	e, _ := withImage(t)
+	addImage(t, e, "data:1", nil, tarOf(t, map[string]string{"f": "1"}))
+	c, err := e.Create(t.Context(), CreateOptions{Name: "web", Config: &container.Config{Image: "web:1"},
+		Host: &container.HostConfig{NetworkMode: "none", Mounts: []mount.Mount{{Type: mount.TypeImage, Source: "data:1", Target: "/data"}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.RemoveImage(t.Context(), "data:1", false); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), c.ID[:12]+" is using its referenced image") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := e.RemoveImage(t.Context(), "data:1", true); err != nil {
+		t.Error(err)
 	}
 }
 

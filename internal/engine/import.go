@@ -36,6 +36,9 @@ func (e *Engine) Import(ctx context.Context, in io.Reader, o ImportOptions) (dig
 	if err != nil {
 		return "", err
 	}
+	if o.Platform != nil && o.Platform.OS != "linux" {
+		return "", fault.Invalidf("operating system is not supported: %s", o.Platform.OS)
+	}
 	now := time.Now().UTC()
 	cfg := &image.Config{}
 	cfg.Platform = image.Host()

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -23,7 +24,7 @@ func (e *Engine) Inspect(ctx context.Context, ref string, size bool) (container.
 	res := container.InspectResponse{
 		ID: r.ID, Created: r.Created.Format(time.RFC3339Nano), Path: r.Path, Args: r.Args,
 		State: inspectState(st), Image: string(r.ImageID), Name: "/" + r.Name, RestartCount: st.RestartCount,
-		Driver: "overlay", Platform: orElse(r.Platform, "linux"), HostConfig: inspectHost(r.Host), Mounts: r.Mounts, Config: r.Config,
+		Driver: "overlay", Platform: orElse(r.Platform, "linux"), HostConfig: e.inspectHost(r), Mounts: r.Mounts, Config: r.Config,
 		ResolvConfPath: filepath.Join(dir, "resolv.conf"), HostnamePath: filepath.Join(dir, "hostname"), HostsPath: filepath.Join(dir, "hosts"),
 		NetworkSettings: &container.NetworkSettings{SandboxKey: st.SandboxKey, Ports: st.Ports, Networks: endpointsNow(c)},
 		GraphDriver:     &storage.DriverData{Name: "overlay", Data: map[string]string{"UpperDir": e.snapshots.Upper(r.ID)}},
@@ -49,12 +50,21 @@ func (e *Engine) Inspect(ctx context.Context, ref string, size bool) (container.
 	return res, nil
 }
 
-// inspectHost shows the paths that are covered when nobody said otherwise.
-func inspectHost(h *container.HostConfig) *container.HostConfig {
-	if h.Privileged || h.MaskedPaths != nil && h.ReadonlyPaths != nil {
-		return h
+// inspectHost shows the paths that are covered when nobody said otherwise, and links as Docker does: /target:/container/alias.
+func (e *Engine) inspectHost(r *ctr.Record) *container.HostConfig {
+	shown := *r.Host
+	shown.Links = nil
+	for _, l := range r.Host.Links {
+		target := strings.TrimPrefix(linkTarget(l), "/")
+		if to, err := e.containers.Find(target); err == nil {
+			target = to.Name
+		}
+		shown.Links = append(shown.Links, "/"+target+":/"+r.Name+"/"+linkAlias(l))
 	}
-	shown := *h
+	h := r.Host
+	if h.Privileged || h.MaskedPaths != nil && h.ReadonlyPaths != nil {
+		return &shown
+	}
 	masked, readonly := ctr.DefaultPaths()
 	if h.MaskedPaths == nil {
 		shown.MaskedPaths = masked

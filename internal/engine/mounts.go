@@ -312,7 +312,7 @@ func checkSubpath(m mount.Mount, sub string) error {
 	case m.Source == "":
 		return fault.Invalidf("invalid mount config for type %q: must specify %s name when using subpath", m.Type, m.Type)
 	case !filepath.IsLocal(sub):
-		return fault.Invalidf("invalid mount config for type %q: subpath must be a relative path within the %s", m.Type, m.Type)
+		return fault.Invalidf("invalid mount config for type %q: subpath must be a relative path within the volume", m.Type) // Docker says volume of images, too
 	}
 	return nil
 }

@@ -8,8 +8,10 @@ import (
 	"slices"
 
 	dimage "github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/mount"
 	"github.com/opencontainers/go-digest"
 
+	"keg/internal/container"
 	"keg/internal/fault"
 	"keg/internal/image"
 	"keg/internal/store"
@@ -151,7 +153,7 @@ func (e *Engine) usersOf(ctx context.Context, id digest.Digest) ([]user, error) 
 	var running, stopped []user
 	for _, cid := range ids {
 		r, err := e.containers.Get(cid)
-		if err != nil || r.ImageID != id {
+		if err != nil || r.ImageID != id && !e.hasMounted(ctx, r, id) {
 			continue
 		}
 		st, err := e.now(ctx, cid)
@@ -168,6 +170,19 @@ func (e *Engine) usersOf(ctx context.Context, id digest.Digest) ([]user, error) 
 		}
 	}
 	return append(running, stopped...), nil
+}
+
+// hasMounted tells whether the container has the image mounted beside its root.
+func (e *Engine) hasMounted(ctx context.Context, r *container.Record, id digest.Digest) bool {
+	for _, m := range r.Mounts {
+		if m.Type != mount.TypeImage {
+			continue
+		}
+		if f, err := e.lookup(ctx, m.Source); err == nil && f.ID == id {
+			return true
+		}
+	}
+	return false
 }
 
 // remove takes names away and, when the plan says so, the record of the image: it is no

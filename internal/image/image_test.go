@@ -69,14 +69,17 @@ func TestPlatforms(t *testing.T) {
 	for in, want := range map[string]string{
 		"linux/amd64": "linux/amd64", "amd64": "linux/amd64", "x86_64": "linux/amd64", "linux/aarch64": "linux/arm64",
 		"linux/arm64/v8": "linux/arm64", "linux/arm/v6": "linux/arm/v6", "linux/arm": "linux/arm/v7", "Linux/AMD64": "linux/amd64",
-		"windows/amd64": "windows/amd64", "linux/386": "linux/386",
+		"windows/amd64": "windows/amd64", "macos/arm64": "darwin/arm64", "linux/386": "linux/386",
 	} {
 		p, err := ParsePlatform(in)
 		if err != nil || FormatPlatform(p) != want {
 			t.Errorf("%s: %s, %v; want %s", in, FormatPlatform(p), err, want)
 		}
 	}
-	for _, bad := range []string{"", "a/b/c/d", "linux//v7", "plan9x", "linux/a b", "linux/\x1b"} {
+	if p, err := ParsePlatform("macos"); p.OS != "darwin" || err != nil {
+		t.Errorf("a system alone: %+v, %v", p, err)
+	}
+	for _, bad := range []string{"", "  ", "nintendo64", "a/b/c/d", "linux//v7", "plan9x", "linux/a b", "linux/\x1b"} {
 		if _, err := ParsePlatform(bad); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%q: %v", bad, err)
 		}

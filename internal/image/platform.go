@@ -23,9 +23,10 @@ func ParsePlatform(s string) (Platform, error) {
 	if s == "" || len(parts) > 3 {
 		return Platform{}, fault.Invalidf("invalid platform %q: want os/arch[/variant], such as linux/amd64", s)
 	}
-	for _, part := range parts {
+	for i, part := range parts {
 		if part == "" || strings.Trim(part, "abcdefghijklmnopqrstuvwxyz0123456789_-.") != "" {
-			return Platform{}, fault.Invalidf("invalid platform %q: want os/arch[/variant], such as linux/amd64", s)
+			return Platform{}, fault.Invalidf("invalid platform %q: %q is an invalid %s component; want os/arch[/variant], such as linux/amd64",
+				s, part, [...]string{"OS", "architecture", "variant"}[i])
 		}
 	}
 	p := Host()
@@ -33,6 +34,8 @@ func ParsePlatform(s string) (Platform, error) {
 	case 1:
 		if arch, variant, known := normalArch(parts[0], ""); known {
 			p.Architecture, p.Variant = arch, variant
+		} else if os := normalOS(parts[0]); strings.Contains(otherSystems, " "+os+" ") {
+			p.OS = os
 		} else if parts[0] != "linux" {
 			return Platform{}, fault.Invalidf("invalid platform %q: unknown operating system or architecture", s)
 		}
@@ -42,9 +45,19 @@ func ParsePlatform(s string) (Platform, error) {
 	default:
 		p.Variant = ""
 	}
-	p.OS = parts[0]
+	p.OS = normalOS(parts[0])
 	p.Architecture, p.Variant, _ = normalArch(parts[1], p.Variant)
 	return p, nil
+}
+
+// otherSystems are those that Go knows beside linux.
+const otherSystems = " aix android darwin dragonfly freebsd illumos ios js netbsd openbsd plan9 solaris wasip1 windows zos "
+
+func normalOS(os string) string {
+	if os == "macos" {
+		return "darwin"
+	}
+	return os
 }
 
 func normalArch(arch, variant string) (string, string, bool) {

@@ -25,6 +25,16 @@ func OpenInRoot(rootFd int, p string, flags int, mode uint32) (*os.File, error) 
 	return os.NewFile(uintptr(fd), p), nil
 }
 
+// OpenBeneath opens p below the directory dirFd; a link or ".." that leads out of it is EXDEV
+// (openat2(2), RESOLVE_BENEATH), as is every absolute link.
+func OpenBeneath(dirFd int, p string, flags int) (*os.File, error) {
+	fd, err := openat2(dirFd, p, &unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS})
+	if err != nil {
+		return nil, &os.PathError{Op: "open beneath", Path: p, Err: err}
+	}
+	return os.NewFile(uintptr(fd), p), nil
+}
+
 // OpenFdInRoot is OpenInRoot for who opens thousands: a plain descriptor, a plain errno.
 func OpenFdInRoot(rootFd int, p string, flags int, mode uint32) (int, error) {
 	if p = strings.TrimLeft(p, "/"); p == "" {
@@ -37,8 +47,12 @@ func OpenFdInRoot(rootFd int, p string, flags int, mode uint32) (int, error) {
 	if flags&(unix.O_CREAT|unix.O_TMPFILE) != 0 {
 		how.Mode = uint64(mode)
 	}
+	return openat2(rootFd, p, &how)
+}
+
+func openat2(dirFd int, p string, how *unix.OpenHow) (int, error) {
 	for {
-		fd, err := unix.Openat2(rootFd, p, &how)
+		fd, err := unix.Openat2(dirFd, p, how)
 		// EAGAIN: a rename raced with the walk (openat2(2)); walk again.
 		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) {
 			continue

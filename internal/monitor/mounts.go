@@ -57,7 +57,8 @@ func (m *monitor) prepareVolume(ctx context.Context, r *run, name, dest string, 
 		return err
 	}
 	r.volumes = append(r.volumes, func() { release(); m.volumeEvent(events.ActionUnmount, name, nil) })
-	if sub := m.rec.Subpaths[dest]; sub != "" {
+	sub := m.rec.Subpaths[dest]
+	if sub != "" {
 		// Held open, and named by descriptor: what others do in the volume meanwhile
 		// cannot lead the mount out of it.
 		f, err := m.volumes.Open(name, sub)
@@ -65,13 +66,12 @@ func (m *monitor) prepareVolume(ctx context.Context, r *run, name, dest string, 
 			return subpathError(name, sub, err)
 		}
 		r.use(dest, f)
-		return nil
 	}
 	if noCopy {
 		return nil
 	}
 	if r.ids.shift() == nil {
-		return m.volumes.CopyUp(ctx, r.root, dest, name)
+		return m.volumes.CopyUp(ctx, r.root, dest, name, sub)
 	}
 	// The volume is mounted with shifted owners, too: it gets those on disk.
 	fd, err := m.snapshots.Mount(m.id, snapshot.MountOptions{ReadOnly: true})
@@ -79,7 +79,7 @@ func (m *monitor) prepareVolume(ctx context.Context, r *run, name, dest string, 
 		return err
 	}
 	defer unix.Close(fd)
-	return m.volumes.CopyUp(ctx, fd, dest, name)
+	return m.volumes.CopyUp(ctx, fd, dest, name, sub)
 }
 
 // prepareImage mounts an image's tree in the run directory, where a mount can be bound from.
@@ -111,7 +111,7 @@ func (m *monitor) prepareImage(r *run, dest string, i int) error {
 		return err
 	}
 	defer top.Close()
-	f, err := linux.OpenInRoot(int(top.Fd()), sub, unix.O_PATH, 0)
+	f, err := linux.OpenBeneath(int(top.Fd()), sub, unix.O_PATH)
 	if err != nil {
 		return subpathError(dest, sub, err)
 	}
@@ -120,8 +120,11 @@ func (m *monitor) prepareImage(r *run, dest string, i int) error {
 }
 
 func subpathError(of, sub string, err error) error {
-	if errors.Is(err, unix.ENOENT) {
+	switch {
+	case errors.Is(err, unix.ENOENT):
 		return fault.Invalidf("cannot access path %s/%s: no such file or directory; a subpath must exist before it is mounted", of, sub)
+	case errors.Is(err, unix.EXDEV):
+		return fault.Invalidf("path concatenation escapes the base directory, base: %s, subpath: %s", of, sub)
 	}
 	return fmt.Errorf("open %s in %s: %w", sub, of, err)
 }

@@ -20,13 +20,9 @@ import (
 	"keg/internal/linux"
 )
 
-// CopyUp copies the directory path below rootFd into the volume when that is empty and
+// CopyUp copies the directory path below rootFd into the volume, or the directory subpath of it, when that is empty and
 // path exists in the image. Two containers that start at once copy once.
-func (s *Store) CopyUp(ctx context.Context, rootFd int, path, name string) error {
-	v, err := s.Get(name)
-	if err != nil {
-		return err
-	}
+func (s *Store) CopyUp(ctx context.Context, rootFd int, path, name, subpath string) error {
 	src, err := linux.OpenInRoot(rootFd, path, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return nil
@@ -40,7 +36,10 @@ func (s *Store) CopyUp(ctx context.Context, rootFd int, path, name string) error
 		return err
 	}
 	defer l.Unlock()
-	dst, err := os.OpenFile(v.Mountpoint, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	dst, err := s.open(name, subpath, unix.O_RDONLY|unix.O_DIRECTORY)
+	if errors.Is(err, unix.ENOTDIR) && subpath != "" {
+		return nil // a file is mounted
+	}
 	if err != nil {
 		return err
 	}

@@ -173,16 +173,20 @@ func (s *Store) unmountIdle(name string) error {
 }
 
 // Open returns the directory of a volume's data, or a subdirectory of it that must exist
-// (a link in the data cannot lead out of it).
+// (a link in the data that leads out of it is an error, as Docker has it).
 func (s *Store) Open(name, subpath string) (*os.File, error) {
+	return s.open(name, subpath, unix.O_PATH)
+}
+
+func (s *Store) open(name, subpath string, flags int) (*os.File, error) {
 	v, err := s.Get(name)
 	if err != nil {
 		return nil, err
 	}
-	d, err := os.OpenFile(v.Mountpoint, unix.O_PATH|unix.O_DIRECTORY, 0)
+	d, err := os.OpenFile(v.Mountpoint, flags|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil || subpath == "" {
 		return d, err
 	}
 	defer d.Close()
-	return linux.OpenInRoot(int(d.Fd()), subpath, unix.O_PATH, 0)
+	return linux.OpenBeneath(int(d.Fd()), subpath, flags)
 }

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -125,7 +126,7 @@ func TestCopyUp(t *testing.T) {
 	}
 	defer rootFd.Close()
 	v, _ := s.Create(ctx, CreateOptions{Name: "data"})
-	if err := s.CopyUp(ctx, int(rootFd.Fd()), "/abs/data", "data"); err != nil {
+	if err := s.CopyUp(ctx, int(rootFd.Fd()), "/abs/data", "data", ""); err != nil {
 		t.Fatal(err)
 	}
 	if b, err := os.ReadFile(v.Mountpoint + "/f"); err != nil || string(b) != "hello" {
@@ -148,14 +149,24 @@ func TestCopyUp(t *testing.T) {
 	}
 	// A volume with content is left alone, a missing place in the image is fine.
 	os.Remove(v.Mountpoint + "/f")
-	if err := s.CopyUp(ctx, int(rootFd.Fd()), "/abs/data", "data"); err != nil {
+	if err := s.CopyUp(ctx, int(rootFd.Fd()), "/abs/data", "data", ""); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(v.Mountpoint + "/f"); err == nil {
 		t.Error("copied twice")
 	}
+	os.Mkdir(v.Mountpoint+"/part", 0o755)
+	if err := s.CopyUp(ctx, int(rootFd.Fd()), "/abs/data", "data", "part"); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(v.Mountpoint + "/part/f"); err != nil || string(b) != "hello" {
+		t.Errorf("an empty directory of the volume: %q, %v", b, err)
+	}
+	if err := s.CopyUp(ctx, int(rootFd.Fd()), "/abs/data", "data", "part/f"); err != nil {
+		t.Errorf("a file of the volume: %v", err)
+	}
 	s.Create(ctx, CreateOptions{Name: "other"})
-	if err := s.CopyUp(ctx, int(rootFd.Fd()), "/nope", "other"); err != nil {
+	if err := s.CopyUp(ctx, int(rootFd.Fd()), "/nope", "other", ""); err != nil {
 		t.Error(err)
 	}
 }
@@ -170,8 +181,18 @@ func TestSubpathStaysInside(t *testing.T) {
 	} else {
 		f.Close()
 	}
-	if f, err := s.Open("data", "out/etc"); err == nil {
+	os.Symlink("a/../a", v.Mountpoint+"/in")
+	if f, err := s.Open("data", "in/b"); err != nil {
+		t.Error("a link that stays inside: ", err)
+	} else {
 		f.Close()
-		t.Error("a link led out of the volume")
+	}
+	for _, p := range []string{"out/etc", "out", "a/../../x", "../x"} {
+		if f, err := s.Open("data", p); err == nil {
+			f.Close()
+			t.Errorf("%s led out of the volume", p)
+		} else if !errors.Is(err, unix.EXDEV) {
+			t.Errorf("%s: %v", p, err)
+		}
 	}
 }
