@@ -27,7 +27,8 @@ var (
 		"builtin":  {"store", "layer"},
 		"engine": {"builder", "delegate", "monitor", "registry", "container", "layer", "snapshot", "store", "network",
 			"volume", "sandbox", "sandbox/cgroup", "builtin", "event", "rootless"},
-		"api": {"engine", "container", "network", "volume", "event", "builder", "monitor", "registry"},
+		"buildsession": {},
+		"api": {"buildsession", "engine", "container", "network", "volume", "event", "builder", "monitor", "registry"},
 		"cli": {"engine", "container", "network", "volume", "event", "builder", "monitor", "api",
 			"registry", "sandbox", "oci", "builtin", "rootless"},
 	}

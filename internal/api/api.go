@@ -113,6 +113,7 @@ type Options struct {
 	Scratch         string                           // directory for contexts of builds, on disk; made when needed
 	Env             map[string]string                // of the server: proxies
 	As              func(...registry.Account) Engine // the engine for a caller's own accounts; nil: the same for all
+	Asking          func(registry.Ask) Engine        // the engine that asks a caller for accounts; nil: the same for all
 	Log             io.Writer                        // panics are told here; nil: nowhere
 }
 
@@ -125,6 +126,9 @@ type Server struct {
 	open   attachments
 	execs  execs
 	builds builds
+
+	sessions sessions
+	uploads  uploads
 }
 
 // New makes a server over an engine.

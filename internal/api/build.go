@@ -5,6 +5,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -70,6 +71,12 @@ func (s *Server) buildCancel(w *reply, r *request) error {
 const maxDockerfile = 4 << 20
 
 func (s *Server) build(w *reply, r *request) error {
+	if r.query.Get("version") == "2" {
+		return s.buildInSession(w, r)
+	}
+	if r.query.Get("remote") == clientSession {
+		return fault.Invalidf("a context in the client's session goes with version=2")
+	}
 	o, err := r.buildOptions()
 	if err != nil {
 		return err
@@ -86,7 +93,7 @@ func (s *Server) build(w *reply, r *request) error {
 	}
 	defer remove()
 	o.Context = dir
-	if o.Text, err = s.buildContext(ctx, r, dir); err != nil {
+	if o.Text, err = r.buildContext(ctx, r.Body, dir); err != nil {
 		return err
 	}
 	out := &classic{progress: progress{w: w}, quiet: r.flag("q"), bases: map[int]bool{}}
@@ -98,10 +105,13 @@ func (s *Server) build(w *reply, r *request) error {
 	return nil
 }
 
-// buildContext unpacks the context and returns the Dockerfile.
-func (s *Server) buildContext(ctx context.Context, r *request, dir string) ([]byte, error) {
-	var body io.Reader = r.Body
-	if remote := r.query.Get("remote"); remote != "" {
+// buildContext unpacks the context, from the body or from where remote says, and returns the Dockerfile.
+func (r *request) buildContext(ctx context.Context, body io.Reader, dir string) ([]byte, error) {
+	remote := r.query.Get("remote")
+	if remote == uploadRequest {
+		remote = ""
+	}
+	if remote != "" {
 		f, err := fetchContext(ctx, remote)
 		if err != nil {
 			return nil, err
@@ -114,21 +124,24 @@ func (s *Server) buildContext(ctx context.Context, r *request, dir string) ([]by
 		return nil, err
 	}
 	defer root.Close()
-	name := r.query.Get("dockerfile")
-	if name == "" {
-		name = "Dockerfile"
-	}
-	text, err := unpackContext(root, body, r.query.Get("remote") != "")
+	text, err := unpackContext(root, body, remote != "")
 	if err != nil || text != nil {
 		return text, err
 	}
+	return readDockerfile(root, r.dockerfile(), "Cannot locate specified Dockerfile: "+r.dockerfile())
+}
+
+func (r *request) dockerfile() string { return cmp.Or(r.query.Get("dockerfile"), "Dockerfile") }
+
+// readDockerfile says missing when there is none.
+func readDockerfile(root *os.Root, name, missing string) ([]byte, error) {
 	// Below the root whatever the name and the links of the context say.
 	f, err := root.Open(strings.TrimPrefix(path.Clean("/"+name), "/"))
 	if errors.Is(err, os.ErrNotExist) && name == "Dockerfile" {
 		f, err = root.Open("dockerfile")
 	}
 	if err != nil {
-		return nil, fault.Invalidf("Cannot locate specified Dockerfile: %s", name)
+		return nil, fault.As(fault.Invalid, errors.New(missing))
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxDockerfile+1))
@@ -168,12 +181,6 @@ func fetchContext(ctx context.Context, url string) (io.ReadCloser, error) {
 // buildOptions reads the query.
 func (r *request) buildOptions() (o builder.Options, err error) {
 	q := r.query
-	if v := q.Get("version"); v == "2" {
-		return o, noSession(nil, nil, nil)
-	}
-	if q.Get("remote") == "client-session" {
-		return o, noSession(nil, nil, nil)
-	}
 	if r.flag("squash") {
 		return o, fault.Unsupportedf("squash is not supported: use a build of several stages")
 	}

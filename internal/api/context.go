@@ -136,10 +136,10 @@ func (u *unpacking) entry(h *tar.Header, r io.Reader) error {
 	if name == "" {
 		return nil
 	}
-	if err := u.root.MkdirAll(path.Dir(name), 0o755); err != nil {
-		return err
-	}
 	if h.Typeflag == tar.TypeDir {
+		if err := u.root.MkdirAll(path.Dir(name), 0o755); err != nil {
+			return err
+		}
 		u.dirs = append(u.dirs, h)
 		err := u.root.Mkdir(name, 0o755)
 		if st, serr := u.root.Lstat(name); errors.Is(err, fs.ErrExist) && serr == nil && st.IsDir() {
@@ -147,13 +147,8 @@ func (u *unpacking) entry(h *tar.Header, r io.Reader) error {
 		}
 		return err
 	}
-	if st, err := u.root.Lstat(name); err == nil {
-		if st.IsDir() {
-			return errors.New("it replaces a directory")
-		}
-		if err := u.root.Remove(name); err != nil {
-			return err
-		}
+	if err := u.clear(name); err != nil {
+		return err
 	}
 	switch h.Typeflag {
 	case tar.TypeReg:
@@ -168,17 +163,51 @@ func (u *unpacking) entry(h *tar.Header, r io.Reader) error {
 	return fmt.Errorf("files of type %q are not taken into a context", h.Typeflag)
 }
 
+// clear makes the place of a file that is no directory.
+func (u *unpacking) clear(name string) error {
+	if err := u.root.MkdirAll(path.Dir(name), 0o755); err != nil {
+		return err
+	}
+	st, err := u.root.Lstat(name)
+	if err != nil {
+		return nil
+	}
+	if st.IsDir() {
+		return errors.New("it replaces a directory")
+	}
+	return u.root.Remove(name)
+}
+
 func (u *unpacking) regular(name string, h *tar.Header, r io.Reader) error {
-	f, err := u.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := u.create(name, h)
 	if err != nil {
 		return err
 	}
 	_, err = io.Copy(f, r)
-	err = errors.Join(err, f.Chmod(modeOf(h)), f.Close())
+	return errors.Join(err, f.Close())
+}
+
+// unpacked is a file that gets its mode and time when it is closed.
+type unpacked struct {
+	*os.File
+	root *os.Root
+	name string
+	h    *tar.Header
+}
+
+func (u *unpacking) create(name string, h *tar.Header) (*unpacked, error) {
+	f, err := u.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
+		return nil, err
+	}
+	return &unpacked{f, u.root, name, h}, nil
+}
+
+func (f *unpacked) Close() error {
+	if err := errors.Join(f.Chmod(modeOf(f.h)), f.File.Close()); err != nil {
 		return err
 	}
-	return u.root.Chtimes(name, time.Time{}, h.ModTime)
+	return f.root.Chtimes(f.name, time.Time{}, f.h.ModTime)
 }
 
 func modeOf(h *tar.Header) fs.FileMode {

@@ -60,8 +60,8 @@ func routes() []route {
 		{"POST", "/build", (*Server).build, ""},
 		{"POST", "/build/prune", (*Server).buildPrune, "1.31"},
 		{"POST", "/build/cancel", (*Server).buildCancel, "1.39"},
-		{"POST", "/session", noSession, "1.31"},
-		{"POST", "/grpc", noSession, "1.31"},
+		{"POST", "/session", (*Server).session, "1.31"},
+		{"POST", "/grpc", noControl, "1.31"},
 
 		{"GET", "/networks", (*Server).networkList, ""},
 		{"GET", "/networks/", (*Server).networkList, ""},

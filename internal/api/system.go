@@ -333,6 +333,6 @@ func noSwarm(*Server, *reply, *request) error {
 	return fault.Unsupportedf("swarm mode is not supported; this engine runs containers on one host")
 }
 
-func noSession(*Server, *reply, *request) error {
-	return fault.Unsupportedf("BuildKit sessions are not spoken; set DOCKER_BUILDKIT=0 or build with keg build")
+func noControl(*Server, *reply, *request) error {
+	return fault.Unsupportedf("BuildKit's control protocol, which buildx speaks, is not supported; use a client that builds through POST /build, or keg build")
 }

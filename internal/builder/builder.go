@@ -42,6 +42,7 @@ type Options struct {
 	Labels        map[string]string
 	Secrets       map[string][]byte // id -> content, for RUN --mount=type=secret
 	SSH           map[string]Agent  // id -> agent, for RUN --mount=type=ssh
+	Caller        Caller            // asked for those that are not in Secrets and SSH; nil: nobody
 	NoCache       bool
 	NoCacheFilter []string // stages
 	Pull          bool
@@ -56,6 +57,12 @@ type Options struct {
 	Annotations   map[string]string // of the manifest
 	InlineCache   bool              // the image's config carries the records of its steps, for --cache-from
 	NoImage       bool              // the tree of the target is all that is wanted: no image is written, no tag set
+}
+
+// Caller has secrets and agents of ssh that a build asks for once it wants them. What it does not have is not found.
+type Caller interface {
+	Secret(ctx context.Context, id string) (data []byte, found bool, err error)
+	SSH(ctx context.Context, id string) (agent Agent, found bool)
 }
 
 // Agent connects to an agent of the caller's that signs with keys of ssh.

@@ -27,9 +27,9 @@ func (m *runMount) prepare(ctx context.Context, s *solver, step *Step, undo *cle
 	case instructions.MountTypeCache:
 		return m.prepareCache(ctx, s, step, undo)
 	case instructions.MountTypeSecret:
-		return m.prepareSecret(s, step, undo)
+		return m.prepareSecret(ctx, s, step, undo)
 	case instructions.MountTypeSSH:
-		return m.prepareSSH(s, step, undo)
+		return m.prepareSSH(ctx, s, step, undo)
 	default:
 		return m.prepareBind(ctx, s, step, undo)
 	}
@@ -175,8 +175,14 @@ func sweepSecrets(run string) error {
 	return disk.Sweep(secretsDir(run))
 }
 
-func (m *runMount) prepareSecret(s *solver, step *Step, undo *cleanup) error {
+func (m *runMount) prepareSecret(ctx context.Context, s *solver, step *Step, undo *cleanup) error {
 	data, ok := s.plan.o.Secrets[m.id]
+	if caller := s.plan.o.Caller; !ok && caller != nil {
+		var err error
+		if data, ok, err = caller.Secret(ctx, m.id); err != nil {
+			return err
+		}
+	}
 	if !ok {
 		if m.required {
 			return fault.NotFoundf("secret %s: not found", m.id)

@@ -2,6 +2,7 @@
 package builder
 
 import (
+	"context"
 	"io"
 	"net"
 	"path/filepath"
@@ -15,8 +16,11 @@ import (
 const sshDefault = "default"
 
 // prepareSSH puts a socket of this step alone in front of the agent's.
-func (m *runMount) prepareSSH(s *solver, step *Step, undo *cleanup) error {
+func (m *runMount) prepareSSH(ctx context.Context, s *solver, step *Step, undo *cleanup) error {
 	agent, ok := s.plan.o.SSH[m.id]
+	if caller := s.plan.o.Caller; !ok && caller != nil {
+		agent, ok = caller.SSH(ctx, m.id)
+	}
 	if !ok {
 		if m.required {
 			return fault.NotFoundf("ssh agent %q: not found; name it with --ssh %s", m.id, m.id)

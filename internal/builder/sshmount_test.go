@@ -56,7 +56,7 @@ func TestSSHMount(t *testing.T) {
 	var undo cleanup
 	mode := uint64(0o620)
 	for _, m := range []runMount{{id: "default"}, {id: "other", mode: &mode}, {id: "none"}} {
-		if err := m.prepareSSH(s, &step, &undo); err != nil {
+		if err := m.prepareSSH(t.Context(), s, &step, &undo); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -72,7 +72,8 @@ func (a *app) server(eng *engine.Engine, log io.Writer) *api.Server {
 	root, _, _ := a.roots()
 	eng.KeepRecords()
 	return api.New(eng, api.Options{Version: version, Commit: commit, Env: a.env, Log: log, Scratch: filepath.Join(root, "contexts"),
-		As: func(as ...registry.Account) api.Engine { return eng.As(as...) }})
+		As:     func(as ...registry.Account) api.Engine { return eng.As(as...) },
+		Asking: func(ask registry.Ask) api.Engine { return eng.Asking(ask) }})
 }
 
 // serving opens the engine itself; DOCKER_HOST of the caller's environment is for clients.

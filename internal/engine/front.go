@@ -129,18 +129,25 @@ func (e *Engine) Execs(ctx context.Context, ref string) ([]monitor.ExecInfo, err
 // As is the engine for a caller who has accounts of his own at registries.
 func (e *Engine) As(as ...registry.Account) *Engine {
 	own := *e
-	own.remote = e.client(as)
+	own.remote = e.client(as, nil)
 	return &own
 }
 
-func (e *Engine) client(as []registry.Account) *registry.Client {
+// Asking is the same engine, that asks somebody for accounts at registries.
+func (e *Engine) Asking(ask registry.Ask) *Engine {
+	own := *e
+	own.remote = e.client(nil, ask)
+	return &own
+}
+
+func (e *Engine) client(as []registry.Account, ask registry.Ask) *registry.Client {
 	return registry.NewClient(registry.Config{DockerConfig: e.opt.Env["DOCKER_CONFIG"], Env: e.opt.Env,
-		UserAgent: "keg/" + e.opt.Version, Accounts: as})
+		UserAgent: "keg/" + e.opt.Version, Accounts: as, Ask: ask})
 }
 
 // CheckLogin asks a registry whether credentials are good, and saves nothing.
 func (e *Engine) CheckLogin(ctx context.Context, host string, cr registry.Credentials) (registry.Credentials, error) {
-	return e.client(nil).Check(ctx, host, cr)
+	return e.client(nil, nil).Check(ctx, host, cr)
 }
 
 // Distribution tells what a registry has under a name, and for which platforms.

@@ -16,6 +16,7 @@ type Config struct {
 	Env          map[string]string // HTTP_PROXY and friends, HOME, PATH for credential helpers
 	UserAgent    string
 	Accounts     []Account // to use with their registries in place of saved credentials
+	Ask          Ask       // for what Accounts does not have, before saved credentials; nil: nobody
 	Insecure     []string  // registries allowed over plain HTTP beside loopback
 	SystemDir    string    // "" = /etc
 

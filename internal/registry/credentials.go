@@ -27,6 +27,9 @@ import (
 // Credentials of one registry.
 type Credentials struct{ Username, Password, IdentityToken string }
 
+// Ask tells the account at a registry ("docker.io" for Docker Hub); empty credentials: none.
+type Ask func(ctx context.Context, registry string) (Credentials, error)
+
 // String hides the secrets, wherever credentials are printed by accident.
 // Account is who somebody is at one registry; no other one learns of it.
 type Account struct {
@@ -151,6 +154,11 @@ func (c *Client) Stored(ctx context.Context, registry string) (Credentials, erro
 	for _, a := range c.cfg.Accounts {
 		if canonical(a.Registry) == canonical(registry) {
 			return a.Credentials, nil
+		}
+	}
+	if c.cfg.Ask != nil {
+		if cr, err := c.cfg.Ask(ctx, canonical(registry)); err != nil || cr != (Credentials{}) {
+			return cr, err
 		}
 	}
 	d, err := readDockerConfig(c.cfg)

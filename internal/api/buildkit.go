@@ -1,0 +1,420 @@
+package api
+
+// POST /build?version=2: the build of a client that speaks as with BuildKit. Context and
+// Dockerfile come from its session (or as version 1 has them), progress goes out as
+// BuildKit's.
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/api/types/build"
+	"github.com/moby/moby/api/types/jsonstream"
+	"github.com/moby/patternmatcher/ignorefile"
+
+	"keg/internal/builder"
+	"keg/internal/buildsession"
+	"keg/internal/fault"
+	"keg/internal/image"
+	"keg/internal/registry"
+)
+
+// Values of remote, and what a buildid begins with that brings a context.
+const (
+	clientSession = "client-session"
+	uploadRequest = "upload-request"
+)
+
+func (s *Server) buildInSession(w *reply, r *request) (err error) {
+	id := r.query.Get("buildid")
+	if upload, ok := strings.CutPrefix(id, uploadRequest+":"); ok {
+		return s.uploads.bring(r.Context(), upload, r.Body)
+	}
+	o, err := r.buildOptions()
+	if err == nil {
+		err = r.output(&o)
+	}
+	if err != nil {
+		return err
+	}
+	ctx, done := s.builds.begin(r.Context(), id)
+	defer done()
+	dir, remove, err := makeScratch(s.o.Scratch)
+	if err != nil {
+		return err
+	}
+	defer remove()
+	e, err := s.accounts(r)
+	if err != nil {
+		return err
+	}
+	out := &trace{progress: progress{w: w}, quiet: r.flag("q"), build: id + dir, vertices: map[int]buildsession.Vertex{}}
+	remote := r.query.Get("remote")
+	if sid := r.query.Get("session"); sid != "" && (remote == clientSession || s.sessions.has(sid)) {
+		session, err := s.sessions.get(ctx, sid)
+		if err != nil {
+			return err
+		}
+		o.Caller = caller{session}
+		if s.o.Asking != nil && r.Header.Get("X-Registry-Config") == "" {
+			e = s.o.Asking(caller{session}.account)
+		}
+		if remote == clientSession {
+			if err := fetchSession(ctx, session, dir, r.dockerfile(), &o, out); err != nil {
+				return out.end(err)
+			}
+		}
+	}
+	if remote != clientSession {
+		if err := s.sentContext(ctx, r, dir, &o); err != nil {
+			return err
+		}
+	}
+	res, err := e.Build(ctx, o, out.event)
+	if err != nil {
+		return out.end(err)
+	}
+	if !o.NoImage {
+		out.image(string(res.ConfigID))
+	}
+	return nil
+}
+
+// output reads what is to become of the build; only images are made on this way.
+func (r *request) output(o *builder.Options) error {
+	text := r.query.Get("outputs")
+	if text == "" {
+		return nil
+	}
+	var list []struct{ Type string }
+	if err := json.Unmarshal([]byte(text), &list); err != nil {
+		return fault.Invalidf("error reading outputs: %w", err)
+	}
+	if len(list) > 1 {
+		return fault.Invalidf("multiple outputs not supported")
+	}
+	for _, out := range list {
+		switch out.Type {
+		case "moby", "docker", "image":
+		case "cacheonly":
+			o.NoImage = true
+		default:
+			return fault.Unsupportedf("output of type %q is not supported on the API; use keg build --output", out.Type)
+		}
+	}
+	return nil
+}
+
+// sentContext takes a context that is not in the session.
+func (s *Server) sentContext(ctx context.Context, r *request, dir string, o *builder.Options) (err error) {
+	body := io.Reader(r.Body)
+	if r.query.Get("remote") == uploadRequest {
+		up, release, err := s.uploads.take(ctx, r.query.Get("buildid"))
+		if err != nil {
+			return err
+		}
+		defer release()
+		body = up
+	}
+	o.Context = dir
+	o.Text, err = r.buildContext(ctx, body, dir)
+	return err
+}
+
+// fetchSession has the client send the Dockerfile, the ignore file and the context, to
+// directories of their own.
+func fetchSession(ctx context.Context, session *buildsession.Session, dir, name string, o *builder.Options, out *trace) error {
+	name = strings.TrimPrefix(path.Clean("/"+name), "/")
+	files := []string{name, name + ".dockerignore"}
+	if name == "Dockerfile" {
+		files = append(files, "dockerfile")
+	}
+	definition, err := fetchFiles(ctx, session, buildsession.Select{Dir: "dockerfile", Follow: files}, filepath.Join(dir, "definition"), nil)
+	if err != nil {
+		return err
+	}
+	defer definition.Close()
+	text, err := readDockerfile(definition, name, "failed to read dockerfile: open "+name+": no such file or directory")
+	if err != nil {
+		return err
+	}
+	ignore, err := readIgnore(definition, name+".dockerignore")
+	if err == nil && ignore == nil {
+		var root *os.Root
+		root, err = fetchFiles(ctx, session, buildsession.Select{Dir: "context", Follow: []string{".dockerignore"}}, filepath.Join(dir, "ignore"), nil)
+		if err == nil {
+			defer root.Close()
+			ignore, err = readIgnore(root, ".dockerignore")
+		}
+	}
+	if err != nil {
+		return err
+	}
+	patterns, err := ignorefile.ReadAll(strings.NewReader(string(ignore)))
+	if err != nil {
+		return fault.Invalidf("error reading .dockerignore: %w", err)
+	}
+	o.Context = filepath.Join(dir, "context")
+	root, err := fetchFiles(ctx, session, buildsession.Select{Dir: "context", Exclude: patterns}, o.Context, out)
+	if err != nil {
+		return err
+	}
+	root.Close()
+	// What the client calls its files must not lead the builder, which goes by paths, to ours.
+	own := filepath.Join(dir, "own")
+	o.Dockerfile = filepath.Join(own, filepath.Base("/"+name))
+	err = os.Mkdir(own, 0o700)
+	if err == nil {
+		err = os.WriteFile(o.Dockerfile, text, 0o600)
+	}
+	if err == nil {
+		err = os.WriteFile(o.Dockerfile+".dockerignore", ignore, 0o600)
+	}
+	return err
+}
+
+// maxIgnore is what an ignore file may have.
+const maxIgnore = 4 << 20
+
+// readIgnore returns nil when there is none.
+func readIgnore(root *os.Root, name string) ([]byte, error) {
+	f, err := root.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fault.Invalidf("read %s: %w", name, err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxIgnore+1))
+	if err == nil && len(b) > maxIgnore {
+		err = errors.New("it is larger than 4 MiB")
+	}
+	if err != nil {
+		return nil, fault.Invalidf("read %s: %w", name, err)
+	}
+	return append(b, '\n'), nil
+}
+
+// fetchFiles makes a directory of what is selected. out is told how much came; nil: nobody.
+func fetchFiles(ctx context.Context, session *buildsession.Session, sel buildsession.Select, dir string, out *trace) (*os.Root, error) {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	var progress func(int64)
+	finish := func(error) {}
+	if out != nil {
+		progress, finish = out.transfer()
+	}
+	in := &incoming{unpacking: unpacking{root: root}}
+	err = session.Files(ctx, sel, in, progress)
+	if err == nil {
+		err = in.finish()
+	}
+	finish(err)
+	if err != nil {
+		root.Close()
+		return nil, err
+	}
+	return root, nil
+}
+
+// incoming unpacks files as a session sends them.
+type incoming struct {
+	unpacking
+	links []*tar.Header // other names, made when all files are there
+}
+
+func headerOf(st buildsession.Stat) *tar.Header {
+	h := &tar.Header{Name: st.Path, Linkname: st.Link, ModTime: st.ModTime, Mode: int64(st.Mode.Perm())}
+	for bit, mode := range map[int64]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
+		if st.Mode&mode != 0 {
+			h.Mode |= bit
+		}
+	}
+	return h
+}
+
+// Add makes what has no content. Sockets, pipes and devices are not taken: the rest of the
+// context does not suffer from them.
+func (in *incoming) Add(st buildsession.Stat) error {
+	h := headerOf(st)
+	switch st.Mode.Type() {
+	case fs.ModeDir:
+		h.Typeflag = tar.TypeDir
+	case fs.ModeSymlink:
+		h.Typeflag = tar.TypeSymlink
+	case 0:
+		h.Typeflag = tar.TypeLink
+		in.links = append(in.links, h)
+		return nil
+	default:
+		return nil
+	}
+	return in.unpack(h)
+}
+
+func (in *incoming) unpack(h *tar.Header) error {
+	if err := in.entry(h, nil); err != nil {
+		return fault.Invalidf("unpack %q of the context: %w", h.Name, err)
+	}
+	return nil
+}
+
+// Create makes a file that gets its content.
+func (in *incoming) Create(st buildsession.Stat) (io.WriteCloser, error) {
+	err := in.clear(st.Path)
+	var f *unpacked
+	if err == nil {
+		f, err = in.create(st.Path, headerOf(st))
+	}
+	if err != nil {
+		return nil, fault.Invalidf("unpack %q of the context: %w", st.Path, err)
+	}
+	return f, nil
+}
+
+func (in *incoming) finish() error {
+	for _, h := range in.links {
+		if err := in.unpack(h); err != nil {
+			return err
+		}
+	}
+	return in.unpacking.finish()
+}
+
+// caller is who has a session, as the builder and the registry ask.
+type caller struct{ *buildsession.Session }
+
+func (c caller) SSH(ctx context.Context, id string) (builder.Agent, bool) {
+	if !c.HasAgent(ctx, id) {
+		return nil, false
+	}
+	return func() (net.Conn, error) { return c.Agent(ctx, id), nil }, true
+}
+
+func (c caller) account(ctx context.Context, host string) (registry.Credentials, error) {
+	if host == image.DefaultRegistry {
+		host = "https://index.docker.io/v1/" // Docker's name of it
+	}
+	name, secret, err := c.Credentials(ctx, host)
+	if err != nil || name != "" {
+		return registry.Credentials{Username: name, Password: secret}, err
+	}
+	return registry.Credentials{IdentityToken: secret}, nil
+}
+
+// trace tells a build as BuildKit does.
+type trace struct {
+	progress
+	quiet    bool   // only the id of the image, as a stream
+	build    string // makes the names of vertices unique
+	vertices map[int]buildsession.Vertex
+}
+
+// Ids of messages.
+const (
+	idTrace = "moby.buildkit.trace"
+	idImage = "moby.image.id"
+)
+
+func (t *trace) identified(id string, v any) {
+	if t.quiet {
+		return
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		return
+	}
+	raw := json.RawMessage(b)
+	t.send(jsonstream.Message{ID: id, Aux: &raw})
+}
+
+func (t *trace) image(id string) {
+	if t.quiet {
+		t.send(jsonstream.Message{Stream: id + "\n"})
+	}
+	t.identified(idImage, build.Result{ID: id})
+}
+
+func (t *trace) digest(vertex int) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d", t.build, vertex))
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// event is called from one goroutine at a time.
+func (t *trace) event(e builder.Event) {
+	v, known := t.vertices[e.Vertex]
+	v.Digest = t.digest(e.Vertex)
+	changed := !known || e.Started != nil || e.Finished != nil
+	if e.Name != "" {
+		v.Name = e.Name
+	}
+	if e.Started != nil {
+		v.Started = e.Started
+	}
+	if e.Finished != nil {
+		v.Completed, v.Cached = e.Finished, e.Cached
+		if e.Err != nil {
+			v.Error = e.Err.Error()
+		}
+	}
+	t.vertices[e.Vertex] = v
+	var m buildsession.Trace
+	now := time.Now()
+	if changed {
+		m.Vertices = []buildsession.Vertex{v}
+	}
+	if e.Status != "" {
+		text, done := strings.CutSuffix(e.Status, " done")
+		s := buildsession.Status{ID: text, Vertex: v.Digest, At: now, Started: v.Started}
+		if done {
+			s.Completed = &now
+		}
+		m.Statuses = []buildsession.Status{s}
+	}
+	for log := range slices.Chunk(e.Log, 32<<10) {
+		m.Logs = append(m.Logs, buildsession.Log{Vertex: v.Digest, At: now, Data: log})
+	}
+	t.identified(idTrace, m.Encode())
+}
+
+// transfer is the vertex of the context on its way, which comes before the builder's own.
+func (t *trace) transfer() (progress func(int64), finish func(error)) {
+	start, last := time.Now(), int64(0)
+	t.event(builder.Event{Name: "[internal] receive build context", Started: &start})
+	progress = func(n int64) {
+		last = n
+		t.status(start, n, nil)
+	}
+	return progress, func(err error) {
+		now := time.Now()
+		if last > 0 {
+			t.status(start, last, &now)
+		}
+		t.event(builder.Event{Finished: &now, Err: err})
+	}
+}
+
+func (t *trace) status(start time.Time, n int64, completed *time.Time) {
+	t.identified(idTrace, buildsession.Trace{Statuses: []buildsession.Status{{ID: "transferring context", Vertex: t.digest(0),
+		Current: n, At: time.Now(), Started: &start, Completed: completed}}}.Encode())
+}

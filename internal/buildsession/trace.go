@@ -1,0 +1,59 @@
+package buildsession
+
+import (
+	"strings"
+	"time"
+)
+
+// Trace is progress of a build (moby.buildkit.v1.StatusResponse, api/services/control/control.proto).
+type Trace struct {
+	Vertices []Vertex
+	Statuses []Status
+	Logs     []Log
+}
+
+// Vertex is one step. Each of its messages tells all that is known.
+type Vertex struct {
+	Digest, Name, Error string
+	Cached              bool
+	Started, Completed  *time.Time
+}
+
+// Status is a line about what a vertex does.
+type Status struct {
+	ID, Vertex         string
+	Current            int64 // bytes
+	At                 time.Time
+	Started, Completed *time.Time
+}
+
+// Log is output of a vertex.
+type Log struct {
+	Vertex string
+	At     time.Time
+	Data   []byte
+}
+
+// Encode is the message as it travels.
+func (t Trace) Encode() []byte {
+	var b []byte
+	for _, v := range t.Vertices {
+		m := appendText(nil, 1, v.Digest)
+		m = appendText(m, 3, strings.ToValidUTF8(v.Name, "\uFFFD"))
+		if v.Cached {
+			m = appendNumber(m, 4, 1)
+		}
+		m = appendTime(appendTime(m, 5, v.Started), 6, v.Completed)
+		b = appendMessage(b, 1, appendText(m, 7, strings.ToValidUTF8(v.Error, "\uFFFD")))
+	}
+	for _, s := range t.Statuses {
+		m := appendText(appendText(nil, 1, strings.ToValidUTF8(s.ID, "\uFFFD")), 2, s.Vertex)
+		m = appendTime(appendNumber(m, 4, uint64(s.Current)), 6, &s.At)
+		b = appendMessage(b, 2, appendTime(appendTime(m, 7, s.Started), 8, s.Completed))
+	}
+	for _, l := range t.Logs {
+		m := appendNumber(appendTime(appendText(nil, 1, l.Vertex), 2, &l.At), 3, 1)
+		b = appendMessage(b, 3, appendText(m, 4, l.Data))
+	}
+	return b
+}
