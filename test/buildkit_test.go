@@ -66,10 +66,14 @@ func (e *engine) build(j *buildJob) (*built, error) {
 	if err != nil || b.code != 0 {
 		return b, err
 	}
-	root := filepath.Join(e.state, "root")
+	return b, b.read(filepath.Join(e.state, "root"))
+}
+
+// read reads the image from keg's store.
+func (b *built) read(root string) error {
 	raw, err := os.ReadFile(filepath.Join(root, "blobs", strings.ReplaceAll(b.id, ":", "/")))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var config struct {
 		RootFS struct {
@@ -77,22 +81,22 @@ func (e *engine) build(j *buildJob) (*built, error) {
 		} `json:"rootfs"`
 	}
 	if err := json.Unmarshal(raw, &config); err != nil {
-		return nil, err
+		return err
 	}
 	if err := json.Unmarshal(raw, &b.config); err != nil {
-		return nil, err
+		return err
 	}
 	snaps, err := snapshot.Open(root)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	fd, err := snaps.View(config.RootFS.DiffIDs)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer unix.Close(fd)
 	b.tree, err = listTree(fmt.Sprintf("/proc/self/fd/%d/", fd))
-	return b, err
+	return err
 }
 
 // buildkit is Debian's Docker engine, building with BuildKit.

@@ -64,7 +64,11 @@ func (s *Server) buildInSession(w *reply, r *request) (err error) {
 	}
 	out := &trace{progress: progress{w: w}, quiet: r.flag("q"), build: id + dir, vertices: map[int]buildsession.Vertex{}}
 	remote := r.query.Get("remote")
-	if sid := r.query.Get("session"); sid != "" && (remote == clientSession || s.sessions.has(sid)) {
+	sid := r.query.Get("session")
+	if sid == "" && remote == clientSession {
+		return fault.Invalidf("a context in the client's session needs the session's id")
+	}
+	if sid != "" && (remote == clientSession || s.sessions.has(sid)) {
 		session, err := s.sessions.get(ctx, sid)
 		if err != nil {
 			return err

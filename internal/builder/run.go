@@ -313,7 +313,7 @@ func (o *runOp) perform(ctx context.Context, s *solver, w *work) (err error) {
 			return err
 		}
 	}
-	if w.places, err = o.places(ctx, s, w.below); err != nil {
+	if w.places, err = places(ctx, s, w.below, step.Mounts); err != nil {
 		return err
 	}
 	if err := o.run(ctx, s, step, w.v); err != nil {
@@ -343,20 +343,17 @@ func (s *solver) fail(ctx context.Context, f Failure) {
 
 // places lists where mounts go, as BuildKit's executor/stubs.go does: what only stands
 // there for a mount is not part of the image.
-func (o *runOp) places(ctx context.Context, s *solver, below []digest.Digest) ([]string, error) {
+func places(ctx context.Context, s *solver, below []digest.Digest, mounts []Mount) ([]string, error) {
 	list := []string{"/etc/hostname", "/etc/hosts", "/etc/resolv.conf"}
-	if len(o.mounts) == 0 {
+	if len(mounts) == 0 {
 		return list, nil
 	}
 	t, err := s.view(ctx, below)
 	if err != nil {
 		return nil, err
 	}
-	for _, m := range o.mounts {
-		if m.target == "" {
-			continue
-		}
-		real, _, err := follow(int(t.root.Fd()), m.target, true, nil)
+	for _, m := range mounts {
+		real, _, err := follow(int(t.root.Fd()), m.Target, true, nil)
 		if err != nil {
 			return nil, err
 		}

@@ -97,7 +97,7 @@ func TestSSHMount(t *testing.T) {
 	if ents, _ := os.ReadDir(secretsDir(s.run)); len(ents) != 0 {
 		t.Errorf("left behind: %v", ents)
 	}
-	if err := (&runMount{id: "none", required: true}).prepareSSH(s, &step, &undo); !fault.Is(err, fault.NotFound) {
+	if err := (&runMount{id: "none", required: true}).prepareSSH(t.Context(), s, &step, &undo); !fault.Is(err, fault.NotFound) {
 		t.Errorf("required: %v", err)
 	}
 }
