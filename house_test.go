@@ -28,7 +28,7 @@ var (
 		"engine": {"builder", "delegate", "monitor", "registry", "container", "layer", "snapshot", "store", "network",
 			"volume", "sandbox", "sandbox/cgroup", "builtin", "event", "rootless"},
 		"buildsession": {},
-		"api": {"buildsession", "engine", "container", "network", "volume", "event", "builder", "monitor", "registry"},
+		"api":          {"buildsession", "engine", "container", "network", "volume", "event", "builder", "monitor", "registry"},
 		"cli": {"engine", "container", "network", "volume", "event", "builder", "monitor", "api",
 			"registry", "sandbox", "oci", "builtin", "rootless"},
 	}
