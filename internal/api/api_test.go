@@ -3,6 +3,7 @@ package api
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
@@ -22,6 +23,7 @@ import (
 
 	"keg/internal/engine"
 	"keg/internal/fault"
+	"keg/internal/monitor"
 )
 
 func itoa(n int) string { return strconv.Itoa(n) }
@@ -487,4 +489,32 @@ func FuzzRequests(f *testing.F) {
 			messageOf(t, out.Bytes())
 		}
 	})
+}
+
+// answering is an engine that knows the exit of every container.
+type answering struct {
+	*fake
+	code int
+}
+
+func (a answering) Wait(context.Context, string, container.WaitCondition) (int, error) {
+	time.Sleep(20 * time.Millisecond) // the record comes later than the news
+	return a.code, nil
+}
+
+// TestWaitOfTheShortLived: a program may end before whoever started it can follow it; its exit is in the record.
+func TestWaitOfTheShortLived(t *testing.T) {
+	s := New(answering{newFake(), 3}, Options{})
+	for _, cond := range []container.WaitCondition{container.WaitConditionNextExit, container.WaitConditionRemoved} {
+		v := &vigil{ended: make(chan struct{}), left: make(chan struct{})}
+		v.end(monitor.Exit{}, fault.Conflictf("container x is not running"))
+		if code, err := s.wait(t.Context(), "x", cond, v); code != 3 || err != nil {
+			t.Errorf("%s: %d, %v", cond, code, err)
+		}
+	}
+	v := &vigil{ended: make(chan struct{}), left: make(chan struct{})}
+	v.end(monitor.Exit{Code: 127}, fault.NotFoundf("no such program"))
+	if code, err := s.wait(t.Context(), "x", container.WaitConditionNextExit, v); code != 127 || err == nil {
+		t.Errorf("a failed start: %d, %v", code, err)
+	}
 }

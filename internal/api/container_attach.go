@@ -156,17 +156,31 @@ func (s *Server) wait(ctx context.Context, id string, cond container.WaitConditi
 		case e := <-asked:
 			return e.code, e.err
 		case <-v.ended:
+			if fault.Is(v.err, fault.Conflict) {
+				// It ended before it could be followed: what is written counts.
+				select {
+				case e := <-asked:
+					return e.code, e.err
+				case <-time.After(recordPatience):
+				}
+			}
 			return v.exit.Code, v.err
 		}
 	}
 	e := <-asked
 	select {
 	case <-v.ended:
+		if fault.Is(v.err, fault.Conflict) {
+			return e.code, e.err
+		}
 		return v.exit.Code, v.err
 	case <-time.After(exitPatience(e.err)):
 		return e.code, e.err
 	}
 }
+
+// recordPatience is how long the record of an end may lag behind it.
+const recordPatience = 2 * time.Second
 
 // exitPatience: a removal may be seen a little earlier than the exit that was told before it.
 func exitPatience(err error) time.Duration {

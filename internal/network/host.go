@@ -4,6 +4,7 @@ package network
 // host share.
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -17,9 +18,20 @@ import (
 	"keg/internal/linux"
 )
 
+// whole asks again for a list that changed while the kernel told it (NLM_F_DUMP_INTR), as it does where many containers start
+// at once. What is told after many tries is better than nothing.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 50 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return all, err
+		}
+	}
+	return all, nil
+}
+
 // hostPrefixes are the prefixes that this host already routes, by link name.
 func hostPrefixes() (map[string][]netip.Prefix, error) {
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return nil, err
 	}
@@ -28,7 +40,7 @@ func hostPrefixes() (map[string][]netip.Prefix, error) {
 		name[l.Attrs().Index] = l.Attrs().Name
 	}
 	out := map[string][]netip.Prefix{}
-	routes, err := netlink.RouteList(nil, unix.AF_INET)
+	routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, unix.AF_INET) })
 	if err != nil {
 		return nil, err
 	}
@@ -44,7 +56,7 @@ func hostPrefixes() (map[string][]netip.Prefix, error) {
 		}
 	}
 	// A link that is down routes nothing yet has its address.
-	addrs, err := netlink.AddrList(nil, unix.AF_INET)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, unix.AF_INET) })
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +96,7 @@ func chooseSubnet(link string, taken []netip.Prefix) (netip.Prefix, error) {
 // loses packets on hosts in tunnels and clouds.
 func uplinkMTU() int {
 	mtu := 1500
-	routes, err := netlink.RouteList(nil, unix.AF_INET)
+	routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, unix.AF_INET) })
 	if err != nil {
 		return mtu
 	}
@@ -172,7 +184,7 @@ func restoreForwarding(f forwarding) error {
 	if f == (forwarding{}) {
 		return nil
 	}
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return err
 	}

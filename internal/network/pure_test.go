@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/nftables"
 	mnet "github.com/moby/moby/api/types/network"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -327,5 +329,24 @@ func TestChoosePass(t *testing.T) {
 		if strings.Join(got, ",") != c.want {
 			t.Errorf("got %v, want %q", got, c.want)
 		}
+	}
+}
+
+func TestListsThatChange(t *testing.T) {
+	tries := 0
+	got, err := whole(func() ([]int, error) {
+		if tries++; tries < 3 {
+			return []int{1}, netlink.ErrDumpInterrupted
+		}
+		return []int{1, 2}, nil
+	})
+	if err != nil || len(got) != 2 || tries != 3 {
+		t.Errorf("%v, %v after %d tries", got, err, tries)
+	}
+	if got, err := whole(func() ([]int, error) { return []int{1}, netlink.ErrDumpInterrupted }); err != nil || len(got) != 1 {
+		t.Errorf("a list that never stands still: %v, %v", got, err)
+	}
+	if _, err := whole(func() ([]int, error) { return nil, unix.EPERM }); err != unix.EPERM {
+		t.Error(err)
 	}
 }
