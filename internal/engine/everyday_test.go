@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
 	"github.com/opencontainers/cgroups"
 
 	ctr "keg/internal/container"
@@ -129,6 +130,26 @@ func TestBootOrder(t *testing.T) {
 	}
 	if s := strings.Join(ids, ""); s != "cabed" {
 		t.Error(s)
+	}
+}
+
+// A network is waited for while those who have just ended let it go, and only then.
+func TestNetworksOfTheLeaving(t *testing.T) {
+	now := time.Now()
+	on := func(status container.ContainerState, ago time.Duration, net string) one {
+		return one{&ctr.Record{Networks: map[string]*network.EndpointSettings{net: {}}}, &ctr.State{Status: status, Finished: now.Add(-ago)}}
+	}
+	just, long, runs := on(container.StateExited, 10*time.Millisecond, "n"), on(container.StateExited, time.Hour, "n"), on(container.StateRunning, time.Hour, "n")
+	for _, c := range []struct {
+		list []one
+		want bool
+	}{
+		{nil, false}, {[]one{just}, true}, {[]one{long}, false}, {[]one{just, runs}, false}, {[]one{runs, just}, false},
+		{[]one{long, just}, true}, {[]one{on(container.StateExited, 0, "other")}, false}, {[]one{just, on(container.StateRunning, 0, "other")}, true},
+	} {
+		if got := leaving(c.list, "n", now); got != c.want {
+			t.Errorf("%+v: %v", c.list, got)
+		}
 	}
 }
 

@@ -5,9 +5,11 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/moby/moby/api/types/network"
 
+	"keg/internal/fault"
 	net "keg/internal/network"
 )
 
@@ -147,13 +149,42 @@ func prefixOf(a netip.Addr, bits int) netip.Prefix {
 	return netip.PrefixFrom(a, bits)
 }
 
+// leavePatience is how long a container that has ended may take to let its networks go.
+const leavePatience = 3 * time.Second
+
+// leaving tells whether only containers that have just ended can have endpoints on the network.
+func leaving(list []one, name string, now time.Time) (yes bool) {
+	for _, c := range list {
+		switch {
+		case c.Networks[name] == nil && c.st.Networks[name] == nil:
+		case isLive(c.st.Status):
+			return false
+		case now.Sub(c.st.Finished) < leavePatience:
+			yes = true
+		}
+	}
+	return yes
+}
+
 // RemoveNetwork deletes a network without active endpoints.
 func (e *Engine) RemoveNetwork(ctx context.Context, name string) error {
 	n, err := e.networks.Get(name)
 	if err != nil {
 		return err
 	}
-	if err := e.networks.Remove(ctx, n.Name); err != nil {
+	err = e.networks.Remove(ctx, n.Name)
+	for fault.Is(err, fault.Denied) && !predefined(n.Name) {
+		// The end of a container is told before its endpoints are taken down.
+		list, lerr := e.all(ctx)
+		if lerr != nil || !leaving(list, n.Name, time.Now()) {
+			return err
+		}
+		if perr := pause(ctx, settleStep); perr != nil {
+			return perr
+		}
+		err = e.networks.Remove(ctx, n.Name)
+	}
+	if err != nil {
 		return err
 	}
 	e.networkEvent("destroy", n.ID, n.Name, n.Driver)
