@@ -63,13 +63,20 @@ func complain(err error) {
 //
 // What a start allocated, less than a megabyte, is not collected: what a first collection needs for itself is more
 // than it gives back. The next one comes when the heap has 4 MB.
+//
+// And again when it has waited for a while: a start that was late, an exec (6 MB) or a new thread touched pages which count
+// whole for the only process that has them.
 func (m *monitor) slim() {
 	time.AfterFunc(time.Second, func() {
 		debug.SetGCPercent(100)
 		dropText()
 		m.keepWords()
 	})
+	m.quiet = time.AfterFunc(quietFor, dropText)
 }
+
+// quietFor is how long nobody has asked anything when a monitor becomes small again.
+const quietFor = 10 * time.Second
 
 // dropText gives back the mapped pages of the binary that starting touched; the few that waiting
 // needs come back by themselves. Only mappings that cannot be written and of which nothing was
@@ -136,6 +143,7 @@ func (m *monitor) keepWords() {
 
 // monitor owns one container while it runs and between restarts.
 type monitor struct {
+	quiet      *time.Timer // set when it runs; reset by who was answered
 	roots      Roots
 	id         string
 	containers *container.Store
@@ -276,8 +284,8 @@ func (m *monitor) live(starter *link, attach *attachment) error {
 		m.failed(err)
 		return m.refuse(starter, err)
 	}
-	go srv.serve()
 	m.slim()
+	go srv.serve()
 	policy := backoff{}
 	for {
 		again := m.finish(r, &policy)

@@ -111,6 +111,7 @@ func (s *server) serve() {
 			l.finish()
 			<-l.done
 			s.forget(l)
+			s.m.quiet.Reset(quietFor)
 		}()
 	}
 }
