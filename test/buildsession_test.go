@@ -2,8 +2,11 @@ package test
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
 	"context"
+	"encoding/base64"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -11,8 +14,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/bcrypt"
 )
 
 // sessionFiles are the context; a directory ends in a slash, a target stands after " -> ".
@@ -188,6 +194,7 @@ func TestBuildKitClient(t *testing.T) {
 	if a, b := quiet(ours), quiet(theirs.dockerEngine); a != "" || b != "" {
 		t.Errorf("quiet: %s; Docker: %s", a, b)
 	}
+	t.Run("a base of the client's account", func(t *testing.T) { sessionAccount(t, ours) })
 	t.Run("a client that leaves", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
@@ -224,6 +231,60 @@ func TestBuildKitClient(t *testing.T) {
 			}
 		}
 	})
+}
+
+// sessionAccount builds from a registry that wants an account, which only the client's config has.
+func sessionAccount(t *testing.T, d *dockerEngine) {
+	hash, err := bcrypt.GenerateFromPassword([]byte("word"), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	users := filepath.Join(dir, "users")
+	if err := os.WriteFile(users, append([]byte("me:"), hash...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reg := exec.Command(filepath.Join(bin, "keg"), "--root", filepath.Join(dir, "root"), "--run-root", filepath.Join(dir, "run"),
+		"registry", "serve", "--addr", "127.0.0.1:0", "--htpasswd", users)
+	out, err := reg.StdoutPipe()
+	if err == nil {
+		reg.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		err = reg.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reg.Wait()
+	defer reg.Process.Kill()
+	line, err := bufio.NewReader(out).ReadString('\n')
+	_, addr, ok := strings.Cut(strings.TrimSpace(line), "listening on ")
+	if err != nil || !ok {
+		t.Fatalf("the registry says %q: %v", line, err)
+	}
+	config := filepath.Join(dir, "docker")
+	auth := base64.StdEncoding.EncodeToString([]byte("me:word"))
+	if err := errors.Join(os.Mkdir(config, 0o700), os.WriteFile(filepath.Join(config, "config.json"), []byte(`{"auths":{"`+addr+`":{"auth":"`+auth+`"}}}`), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	docker := func(config, stdin string, args ...string) (string, error) {
+		cmd := d.command(args...)
+		cmd.Env = append(cmd.Env, "DOCKER_BUILDKIT=1", "DOCKER_CONFIG="+config)
+		cmd.Stdin = strings.NewReader(stdin)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	base := addr + "/base"
+	for _, args := range [][]string{{"build", "-t", base, "-"}, {"push", base}, {"rmi", base}} {
+		if out, err := docker(config, "FROM scratch\nLABEL a=b\n", args...); err != nil {
+			t.Fatalf("%q: %v\n%s", args, err, out)
+		}
+	}
+	if out, err := docker(dir, "FROM "+base+"\n", "build", "-"); err == nil || !strings.Contains(out, "authentication required") {
+		t.Errorf("without an account: %v\n%s", err, out)
+	}
+	if out, err := docker(config, "FROM "+base+"\n", "build", "-"); err != nil {
+		t.Errorf("with the account: %v\n%s", err, out)
+	}
 }
 
 // packDir packs a directory.
