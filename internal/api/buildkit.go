@@ -345,7 +345,7 @@ func (t *trace) identified(id string, v any) {
 		return
 	}
 	b, err := json.Marshal(v)
-	if err != nil {
+	if err != nil || string(b) == "null" { // an event that says nothing new; clients take aux for granted
 		return
 	}
 	raw := json.RawMessage(b)

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"keg/internal/builder"
+	"keg/internal/buildsession"
 	"keg/internal/fault"
 	"keg/internal/registry"
 )
@@ -452,4 +454,17 @@ func contextTar(t *testing.T, name, text string) io.Reader {
 	io.WriteString(w, text)
 	w.Close()
 	return &b
+}
+
+// TestTraceSaysNothingEmpty: clients read what is under aux without looking whether it is there.
+func TestTraceSaysNothingEmpty(t *testing.T) {
+	rec := httptest.NewRecorder()
+	out := &trace{progress: progress{w: &reply{ResponseWriter: rec}}, build: "b", vertices: map[int]buildsession.Vertex{}}
+	now := time.Now()
+	out.event(builder.Event{Vertex: 1, Name: "step", Started: &now})
+	said := rec.Body.Len()
+	out.event(builder.Event{Vertex: 1})
+	if more := rec.Body.String()[said:]; said == 0 || more != "" {
+		t.Errorf("after %d bytes: %q", said, more)
+	}
 }
