@@ -51,6 +51,15 @@ type kitServer struct {
 
 func newKitServer(t *testing.T, k *kit) *kitServer {
 	t.Helper()
+	return newKitServerOf(t, k, func(a registry.Ask) Engine { k.ask = a; return k })
+}
+
+func newKitServerOf(t *testing.T, e Engine, asking ...func(registry.Ask) Engine) *kitServer {
+	t.Helper()
+	o := Options{Version: "1", Scratch: filepath.Join(t.TempDir(), "contexts")}
+	if len(asking) > 0 {
+		o.Asking = asking[0]
+	}
 	ks := &kitServer{t: t, sock: filepath.Join(t.TempDir(), "s")}
 	lns, err := Listen("unix://"+ks.sock, ListenOptions{})
 	if err != nil {
@@ -58,7 +67,7 @@ func newKitServer(t *testing.T, k *kit) *kitServer {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
-	ks.s = New(k, Options{Version: "1", Scratch: filepath.Join(t.TempDir(), "contexts"), Asking: func(a registry.Ask) Engine { k.ask = a; return k }})
+	ks.s = New(e, o)
 	go func() { done <- ks.s.Serve(ctx, lns...) }()
 	t.Cleanup(func() {
 		cancel()
