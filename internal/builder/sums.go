@@ -148,7 +148,7 @@ func (t *tree) fill(ctx context.Context, found []source) error {
 		src *source
 		e   *entry
 	}
-	var todo []missing
+	var unknown []missing
 	for i := range found {
 		for j := range found[i].entries {
 			e := &found[i].entries[j]
@@ -161,21 +161,21 @@ func (t *tree) fill(ctx context.Context, found []source) error {
 					continue
 				}
 			}
-			todo = append(todo, missing{&found[i], e})
+			unknown = append(unknown, missing{&found[i], e})
 		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(2, runtime.GOMAXPROCS(0)))
 	// A part has 64 files, or fewer and at least so many bytes.
 	const batch, enough = 64, 4 << 20
-	for len(todo) > 0 {
+	for len(unknown) > 0 {
 		n, bytes := 0, int64(0)
-		for n < min(batch, len(todo)) && bytes < enough {
-			bytes += todo[n].e.st.Size
+		for n < min(batch, len(unknown)) && bytes < enough {
+			bytes += unknown[n].e.st.Size
 			n++
 		}
-		part := todo[:n]
-		todo = todo[n:]
+		part := unknown[:n]
+		unknown = unknown[n:]
 		g.Go(func() error {
 			buf := make([]byte, 256<<10)
 			for _, m := range part {
