@@ -48,7 +48,7 @@ type end struct {
 	ask    network.EndpointSettings
 	lease  *lease
 	bridge uint32
-	index  uint32 // of eth<n> inside
+	index  uint32 // of the end inside
 }
 
 func (s *Store) attach(ctx context.Context, r Request) (_ *Attachment, err error) {
@@ -106,6 +106,9 @@ func (a *Attachment) resolve(ctx context.Context) error {
 		}
 		if slices.ContainsFunc(a.ends, func(o *end) bool { return o.rec.Network.ID == rec.Network.ID }) {
 			return fault.Invalidf("network %s is asked for twice", rec.Network.Name)
+		}
+		if err := checkInterfaceName(e.Settings.DriverOpts[optIfname], a.ends); err != nil {
+			return err
 		}
 		a.ends = append(a.ends, newEnd(rec, e.Settings, a.req))
 	}
@@ -343,8 +346,9 @@ func (a *Attachment) link() error {
 		return err
 	}
 	defer host.close()
+	names := interfaceNames(a.ends)
 	for i, e := range a.ends {
-		if err := e.plug(host, a.ns, i); err != nil {
+		if err := e.plug(host, a.ns, names[i]); err != nil {
 			return err
 		}
 	}
@@ -355,23 +359,58 @@ func (a *Attachment) link() error {
 // number 0, which it keeps.
 const bridgePorts = 1023
 
-// plug makes one veth pair with the inner end as eth<n>, addressed and up.
-func (e *end) plug(host rtnl, ns *netns, n int) error {
-	v := vethPair{host: e.lease.Veth, bridge: e.bridge, netns: ns.fd, inside: fmt.Sprintf("eth%d", n),
-		insideIdx: uint32(n + 2), mac: e.lease.MAC, mtu: e.rec.mtu()}
-	err := host.do(v.message())
-	if isBusyIndex(err) { // some modules put links of their own into every namespace
-		v.insideIdx += 1000
-		err = host.do(v.message())
+// interfaceNames are those that the endpoints ask for, and eth<n>, the lowest that is free, for the others.
+func interfaceNames(ends []*end) []string {
+	names := make([]string, len(ends))
+	for i, e := range ends {
+		names[i] = e.ask.DriverOpts[optIfname]
 	}
-	if errors.Is(err, unix.EXFULL) {
+	n := 0
+	for i := range names {
+		for ; names[i] == ""; n++ {
+			if free := fmt.Sprintf("eth%d", n); !slices.Contains(names, free) {
+				names[i] = free
+			}
+		}
+	}
+	return names
+}
+
+// checkInterfaceName refuses what the kernel would not have, or would fill in ("eth%d").
+func checkInterfaceName(name string, ends []*end) error {
+	if name == "" {
+		return nil
+	}
+	if len(name) >= unix.IFNAMSIZ || name == "." || name == ".." || name == "lo" || strings.ContainsAny(name, "/:% \t\r\n\v\f\x00") {
+		return fault.Invalidf("invalid interface name %q (%s): 1 to %d bytes without spaces, slashes, colons and percent signs, and not lo",
+			name, optIfname, unix.IFNAMSIZ-1)
+	}
+	for _, o := range ends {
+		if o.ask.DriverOpts[optIfname] == name {
+			return fault.Invalidf("interface name %q is asked for twice, on the networks %s and another; choose another %s", name, o.rec.Network.Name, optIfname)
+		}
+	}
+	return nil
+}
+
+// plug makes one veth pair with the inner end addressed and up.
+func (e *end) plug(host rtnl, ns *netns, name string) error {
+	v := vethPair{host: e.lease.Veth, bridge: e.bridge, netns: ns.fd, inside: name, mac: e.lease.MAC, mtu: e.rec.mtu()}
+	err := host.do(v.message())
+	switch {
+	case errors.Is(err, unix.EXFULL):
 		return fault.As(fault.Unavailable, fmt.Errorf("network %s is full: the kernel gives a bridge at most %d ports, one for each container, "+
 			"and %s has them all; make another network with keg network create", e.rec.Network.Name, bridgePorts, e.rec.Link))
+	case errors.Is(err, unix.EEXIST): // some modules put links of their own into every namespace
+		return fault.Conflictf("container has an interface %s already; choose another name for that on network %s (%s)", name, e.rec.Network.Name, optIfname)
+	case err != nil:
+		return err
 	}
+	inner, err := ns.rt.find(name) // the kernel counts on where a link was taken away
 	if err != nil {
 		return err
 	}
-	e.index = v.insideIdx
+	e.index = inner.index
 	if !e.rec.Network.EnableIPv6 {
 		sysctl("ipv6/conf/"+v.host+"/disable_ipv6", "1") // quiet only: no link-local noise on the bridge
 	}

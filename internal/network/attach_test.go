@@ -62,7 +62,7 @@ func fill(t *testing.T, bridge uint32, n int) {
 	})
 	for i := range n {
 		v := vethPair{host: fmt.Sprintf("full%d", i), bridge: bridge, netns: r.ns.fd, inside: fmt.Sprintf("full%d", i),
-			insideIdx: uint32(i + 10), mac: []byte{2, 0, 0, 9, byte(i >> 8), byte(i)}}
+			mac: []byte{2, 0, 0, 9, byte(i >> 8), byte(i)}}
 		must(t, host.do(v.message()))
 	}
 }

@@ -3,6 +3,7 @@ package network
 // Connect and Disconnect: one endpoint of a running container comes or goes.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,9 @@ func (a *Attachment) connect(ctx context.Context, e Endpoint) (_ *network.Endpoi
 	}
 	if a.endOn(rec.Network.Name) != nil {
 		return nil, fault.Deniedf("endpoint with name %s already exists in network %s", a.req.Name, rec.Network.Name)
+	}
+	if err := checkInterfaceName(e.Settings.DriverOpts[optIfname], nil); err != nil {
+		return nil, err
 	}
 	n := newEnd(rec, e.Settings, a.req)
 	if err := a.reserveEnd(ctx, n); err != nil {
@@ -110,21 +114,26 @@ func (a *Attachment) tryReserveEnd(ctx context.Context, n *end) (err error) {
 	return a.s.settle(n)
 }
 
-// plugRunning makes the veth pair under the first free eth<n>.
+// plugRunning makes the veth pair under the name that is asked for, or the first free eth<n>.
 func (a *Attachment) plugRunning(ctx context.Context, n *end) error {
 	host, err := openRtnl()
 	if err != nil {
 		return err
 	}
 	defer host.close()
-	i := 0
-	for ; ; i++ {
-		l, err := a.ns.rt.find(fmt.Sprintf("eth%d", i))
+	name := n.ask.DriverOpts[optIfname]
+	for i := 0; ; i++ {
+		word := cmp.Or(name, fmt.Sprintf("eth%d", i))
+		l, err := a.ns.rt.find(word)
 		if err != nil {
 			return err
 		}
 		if l.index == 0 {
+			name = word
 			break
+		}
+		if name != "" {
+			return fault.Conflictf("container %s has an interface %s already; choose another %s", a.req.Name, name, optIfname)
 		}
 	}
 	if n.rec.Network.EnableIPv6 {
@@ -135,7 +144,7 @@ func (a *Attachment) plugRunning(ctx context.Context, n *end) error {
 			return err
 		}
 	}
-	return n.plug(host, a.ns, i)
+	return n.plug(host, a.ns, name)
 }
 
 // answerOn lets the container know the names of a network; its first user-defined one

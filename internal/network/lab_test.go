@@ -132,7 +132,7 @@ func newHost(t testing.TB, n int) (fd int, ours, theirs netip.Addr) {
 		t.Fatal(r.err)
 	}
 	name := fmt.Sprintf("wire%d", n)
-	v := vethPair{host: name, netns: r.ns.fd, inside: "eth0", insideIdx: 2, mac: []byte{2, 0, 0, 0, 1, byte(n)}}
+	v := vethPair{host: name, netns: r.ns.fd, inside: "eth0", mac: []byte{2, 0, 0, 0, 1, byte(n)}}
 	m := v.message()
 	host, err := openRtnl()
 	if err != nil {

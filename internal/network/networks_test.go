@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -431,6 +432,68 @@ func TestConnectAndDisconnect(t *testing.T) {
 	must(t, a.Disconnect(ctx, "bridge"))
 	if _, _, err := ask(here(t), "127.0.0.1:18800", "x"); err == nil {
 		t.Error("published without a network")
+	}
+}
+
+// TestInterfaceNames: an endpoint may say what its interface is called; the others are eth<n>, without gaps.
+func TestInterfaceNames(t *testing.T) {
+	s := lab(t)
+	for _, n := range []string{"one", "two", "three", "four"} {
+		create(t, s, CreateOptions{Name: n})
+	}
+	named := func(network, name string) Endpoint {
+		return Endpoint{Network: network, Settings: mnet.EndpointSettings{DriverOpts: map[string]string{optIfname: name}}}
+	}
+	links := func(a *Attachment) string {
+		return in(t, a.NetNS, func() (string, error) {
+			all, err := netlink.LinkList()
+			var names []string
+			for _, l := range all {
+				if addrs, _ := netlink.AddrList(l, netlink.FAMILY_V4); len(addrs) > 0 {
+					names = append(names, l.Attrs().Name+"/"+addrs[0].IP.String())
+				}
+			}
+			return strings.Join(names, " "), err
+		})
+	}
+	r := request("a", "one", "two", "bridge")
+	r.Endpoints[0] = named("one", "eth1")
+	a := attach(t, s, r)
+	want := fmt.Sprintf("lo/127.0.0.1 eth0/%s eth1/%s eth2/%s", a.ip("bridge"), a.ip("one"), a.ip("two"))
+	if got := links(a); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	ctx := context.Background()
+	_, err := a.Connect(ctx, named("three", "inside0"))
+	must(t, err)
+	_, err = a.Connect(ctx, Endpoint{Network: "four"})
+	must(t, err)
+	want += fmt.Sprintf(" inside0/%s eth3/%s", a.ip("three"), a.ip("four"))
+	if got := links(a); got != want {
+		t.Errorf("connected: got  %s\nwant %s", got, want)
+	}
+	one := a.ip("one").String()
+	must(t, a.Disconnect(ctx, "one"))
+	if _, err := a.Connect(ctx, named("one", "inside0")); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "container a has an interface inside0 already") {
+		t.Errorf("a name that is taken: %v", err)
+	}
+	_, err = a.Connect(ctx, named("one", "inside1"))
+	must(t, err)
+	want = strings.Replace(want, "eth1/"+one, "", 1) + fmt.Sprintf(" inside1/%s", a.ip("one"))
+	if got := links(a); !slices.Equal(strings.Fields(got), strings.Fields(want)) {
+		t.Errorf("connected again: got  %s\nwant %s", got, want)
+	}
+	for _, name := range []string{"lo", "a/b", "a b", "eth%d", "sixteen-letters-", ".."} {
+		bad := request("b")
+		bad.Endpoints = []Endpoint{named("one", name)}
+		if _, err := s.Attach(ctx, bad); !fault.Is(err, fault.Invalid) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	twice := request("b")
+	twice.Endpoints = []Endpoint{named("one", "same"), named("two", "same")}
+	if _, err := s.Attach(ctx, twice); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "asked for twice") {
+		t.Errorf("twice: %v", err)
 	}
 }
 

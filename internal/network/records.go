@@ -36,6 +36,9 @@ const (
 	optMode6   = "com.docker.network.bridge.gateway_mode_ipv6"
 )
 
+// optIfname is an option of an endpoint: what its interface is called inside.
+const optIfname = "com.docker.network.endpoint.ifname"
+
 const recordVersion = 1
 
 // A record is network.json. Link is the bridge's name on the host: it holds bits of the

@@ -13,8 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func isBusyIndex(err error) bool { return errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) }
-
 // Quiesce frees the published ports and stops answering DNS. It takes microseconds:
 // called before the exit code is reported, the next user of a port need not wait.
 // Connections under way go on until Release.

@@ -209,22 +209,22 @@ func linkExists(name string) bool {
 
 // A vethPair is one end on a bridge of this namespace, the other end inside another.
 type vethPair struct {
-	host      string
-	bridge    uint32 // index
-	netns     int    // descriptor
-	inside    string // eth0
-	insideIdx uint32
-	mac       []byte
-	mtu       int
+	host   string
+	bridge uint32 // index
+	netns  int    // descriptor
+	inside string // eth0
+	mac    []byte
+	mtu    int
 }
 
-// veth makes both ends at once; the inner one is born inside, so it never shows up here.
+// message makes both ends at once; the inner one is born inside, so it never shows up here. It gets a number of the kernel's choice:
+// one that is asked for counts only when the outer one asks as well (veth_newlink).
 func (v vethPair) message() message {
 	mtu := []byte(nil)
 	if v.mtu > 0 {
 		mtu = attr(unix.IFLA_MTU, u32(uint32(v.mtu)))
 	}
-	peer := join(ifinfo(v.insideIdx, 0),
+	peer := join(ifinfo(0, 0),
 		attr(unix.IFLA_IFNAME, cstring(v.inside)),
 		attr(unix.IFLA_ADDRESS, v.mac), mtu,
 		attr(unix.IFLA_NET_NS_FD, u32(uint32(v.netns))))
