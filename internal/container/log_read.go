@@ -26,7 +26,8 @@ type LogOptions struct {
 // errUntil ends a reading at LogOptions.Until.
 var errUntil = errors.New("until")
 
-// Logs yields the entries of a container in order; with Follow until it ends or ctx does.
+// Logs yields the entries of a container in order; with Follow until the run that is under way ends or ctx does. The output of the
+// next one is for whoever asks after its start, as with Docker: clients ask again when they hear of it.
 func (s *Store) Logs(ctx context.Context, id string, o LogOptions, yield func(LogEntry) error) error {
 	if _, err := s.Get(id); err != nil {
 		return err
@@ -55,6 +56,7 @@ type logReader struct {
 	buf     []byte     // bytes read and not yielded: less than one record after drain
 	chunk   []byte
 	scratch []byte
+	begun   time.Time // when the run that is followed began
 }
 
 func (r *logReader) close() {
@@ -238,14 +240,27 @@ func (r *logReader) follow(ctx context.Context) error {
 	}
 }
 
-// ended: the monitor closes the log before it writes that the container has exited.
+// ended: the monitor closes the log before it writes that the container has exited. Where another run has begun since,
+// what that one prints is not read.
 func (r *logReader) ended() bool {
 	running, err := r.s.Running(r.id)
 	if err != nil || !running {
 		return true
 	}
 	st, err := r.s.State(r.id)
-	return err != nil || st.Status == container.StateExited
+	if err != nil || st.Status == container.StateExited || st.Status == container.StateRestarting {
+		return true
+	}
+	if r.begun.IsZero() {
+		r.begun = st.Started
+	}
+	if st.Started.Equal(r.begun) {
+		return false
+	}
+	if r.o.Until.IsZero() || st.Started.Before(r.o.Until) {
+		r.o.Until = st.Started
+	}
+	return true
 }
 
 // catchUp reads to the end of the newest file.

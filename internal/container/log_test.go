@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -238,6 +239,53 @@ func TestLogFollowEndsWithContext(t *testing.T) {
 	err := s.Logs(ctx, r.ID, LogOptions{Tail: -1, Follow: true}, func(LogEntry) error { cancel(); return nil })
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestLogFollowEndsWithTheRun: whoever follows gets the output of the run that is under way, to its end, whether the next one
+// has begun by then or is only awaited.
+func TestLogFollowEndsWithTheRun(t *testing.T) {
+	for name, next := range map[string]State{
+		"awaited": {Status: container.StateRestarting, Started: time.Unix(1000, 0)},
+		"begun":   {Status: container.StateRunning, Started: time.Unix(2000, 0)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, r, w := logged(t, container.LogConfig{})
+			defer w.Close()
+			lock, _ := s.Lock(r.ID)
+			defer lock.Close()
+			became := func(st State, sec int64, text string) {
+				if err := errors.Join(s.PutState(r.ID, &st, true), w.Append(Stdout, time.Unix(sec, 0), []byte(text))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			became(State{Status: container.StateRunning, Started: time.Unix(1000, 0)}, 1001, "first\n")
+			var got []string
+			f := logReader{s: s, id: r.ID, path: s.LogPath(r.ID), o: LogOptions{Tail: -1, Follow: true},
+				yield: func(e LogEntry) error { got = append(got, string(e.Line)); return nil }}
+			defer f.close()
+			if f.ended() {
+				t.Error("ended while it runs")
+			}
+			if err := f.catchUp(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			became(State{Status: container.StateRunning, Started: time.Unix(1000, 0)}, 1002, "last\n")
+			if next.Status == container.StateRunning {
+				became(next, 2001, "of the next run\n")
+			} else if err := s.PutState(r.ID, &next, true); err != nil {
+				t.Fatal(err)
+			}
+			if !f.ended() {
+				t.Error("goes on")
+			}
+			if err := f.catchUp(context.Background()); err != nil && !errors.Is(err, errUntil) {
+				t.Fatal(err)
+			}
+			if !slices.Equal(got, []string{"first", "last"}) {
+				t.Errorf("%q", got)
+			}
+		})
 	}
 }
 
