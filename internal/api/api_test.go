@@ -120,6 +120,9 @@ func TestBrowsersAreRefused(t *testing.T) {
 	if w := ask(newFake(), "GET", "/_ping", "", "Origin", "http://localhost"); w.Code != 403 {
 		t.Errorf("a page: %d", w.Code)
 	}
+	if w := ask(newFake(), "GET", "/containers/web/attach/ws", "", "Upgrade", "websocket", "Origin", "http://evil.com"); w.Code != 403 {
+		t.Errorf("a page with a WebSocket: %d", w.Code)
+	}
 	for _, ct := range []string{"text/plain", "application/x-www-form-urlencoded", "multipart/form-data"} {
 		if w := ask(newFake(), "POST", "/containers/create", `{"Image":"a"}`, "Content-Type", ct); w.Code != 400 {
 			t.Errorf("a form as %s: %d", ct, w.Code)

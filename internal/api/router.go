@@ -211,20 +211,37 @@ func checkOrigin(r *http.Request) error {
 	if weakness.Of("AP2") {
 		return nil
 	}
-	if o := r.Header.Get("Origin"); o != "" {
+	if o := r.Header.Get("Origin"); o != "" && !ownOrigin(o, r) {
 		return fault.Deniedf("requests of web pages (origin %q) are refused", o)
 	}
 	if r.TLS != nil { // the certificate of the client speaks for it
 		return nil
 	}
-	host := r.Host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	if ip := net.ParseIP(strings.Trim(host, "[]")); ip != nil && !ip.IsLoopback() || ip == nil && foreign(host) {
+	if !local(r.Host) {
 		return fault.Deniedf("requests for the host %q are refused", r.Host)
 	}
 	return nil
+}
+
+// ownOrigin: libraries for WebSockets send an origin whatever program uses them, that of the server or a word for it. No
+// browser reaches a Unix socket; one that reaches us over TCP says where its page is from.
+func ownOrigin(origin string, r *http.Request) bool {
+	u, err := url.Parse(origin)
+	if err != nil || u.Host == "" || !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
+		return false
+	}
+	return strings.EqualFold(u.Host, r.Host) || r.TLS == nil && local(u.Host)
+}
+
+// local hosts are this one, by its names and addresses for itself, and what clients make up for a socket.
+func local(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	if ip := net.ParseIP(strings.Trim(host, "[]")); ip != nil {
+		return ip.IsLoopback()
+	}
+	return !foreign(host)
 }
 
 // foreign names have a domain. What clients make up for a socket has none, is below

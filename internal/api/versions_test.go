@@ -248,12 +248,23 @@ func TestWebSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A page's request has an origin, and is refused; that of a program has none.
-	if ws, err := websocket.NewClient(cfg, dial()); err == nil {
-		ws.Close()
-		t.Error("a page attaches")
+	// A page of another site is refused. A program's library says where it connects to, a word for here, or nothing.
+	_, other := serve(t, newFake())
+	for _, origin := range []string{"https://evil.com", "http://10.0.0.1", "null", "file://"} {
+		if ws, err := websocket.NewClient(cfg, &otherOrigin{other(), origin}); err == nil {
+			ws.Close()
+			t.Errorf("a page of %s attaches", origin)
+		}
 	}
-	ws, err := websocket.NewClient(cfg, withoutOrigin{dial()})
+	for _, origin := range []string{"http://localhost", "http://localhost:2375", "http://127.0.0.1", ""} {
+		ws, err := websocket.NewClient(cfg, &otherOrigin{other(), origin})
+		if err != nil {
+			t.Errorf("a program with the origin %q: %v", origin, err)
+			continue
+		}
+		ws.Close()
+	}
+	ws, err := websocket.NewClient(cfg, dial())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,11 +288,18 @@ func TestWebSocket(t *testing.T) {
 	}
 }
 
-// withoutOrigin takes the header out of a handshake.
-type withoutOrigin struct{ net.Conn }
+// otherOrigin has another Origin in the handshake, or none.
+type otherOrigin struct {
+	net.Conn
+	origin string
+}
 
-func (c withoutOrigin) Write(b []byte) (int, error) {
-	if _, err := c.Conn.Write([]byte(strings.Replace(string(b), "Origin: http://docker\r\n", "", 1))); err != nil {
+func (c *otherOrigin) Write(b []byte) (int, error) {
+	header := ""
+	if c.origin != "" {
+		header = "Origin: " + c.origin + "\r\n"
+	}
+	if _, err := c.Conn.Write([]byte(strings.Replace(string(b), "Origin: http://docker\r\n", header, 1))); err != nil {
 		return 0, err
 	}
 	return len(b), nil
