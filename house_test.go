@@ -27,8 +27,8 @@ var (
 		"builtin":  {"store", "layer"},
 		"engine": {"builder", "delegate", "monitor", "registry", "container", "layer", "snapshot", "store", "network",
 			"volume", "sandbox", "sandbox/cgroup", "builtin", "event", "rootless"},
-		"buildsession": {},
-		"api":          {"buildsession", "engine", "container", "network", "volume", "event", "builder", "monitor", "registry"},
+		"grpc": {}, "buildsession": {"grpc"}, "buildcontrol": {"grpc"},
+		"api": {"grpc", "buildsession", "buildcontrol", "engine", "container", "network", "volume", "event", "builder", "monitor", "registry"},
 		"cli": {"engine", "container", "network", "volume", "event", "builder", "monitor", "api",
 			"registry", "sandbox", "oci", "builtin", "rootless"},
 	}

@@ -82,6 +82,7 @@ type images interface {
 	Tag(ctx context.Context, source, target string) error
 	RemoveImage(ctx context.Context, ref string, force bool) ([]dimage.DeleteResponse, error)
 	Build(ctx context.Context, o builder.Options, progress func(builder.Event)) (*builder.Result, error)
+	BuildTo(ctx context.Context, q engine.BuildRequest, progress func(builder.Event)) (*engine.Built, error)
 	Save(ctx context.Context, names []string, w io.Writer, o engine.SaveOptions) error
 	Load(ctx context.Context, r io.Reader, o engine.LoadOptions) ([]engine.Loaded, error)
 	Import(ctx context.Context, tar io.Reader, o engine.ImportOptions) (digest.Digest, error)
@@ -129,6 +130,7 @@ type Server struct {
 
 	sessions sessions
 	uploads  uploads
+	solves   solves
 }
 
 // New makes a server over an engine.

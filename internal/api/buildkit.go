@@ -7,20 +7,15 @@ package api
 import (
 	"archive/tar"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"net"
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strings"
-	"time"
 
 	"github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/jsonstream"
@@ -62,7 +57,8 @@ func (s *Server) buildInSession(w *reply, r *request) (err error) {
 	if err != nil {
 		return err
 	}
-	out := &trace{progress: progress{w: w}, quiet: r.flag("q"), build: id + dir, vertices: map[int]buildsession.Vertex{}}
+	out := &lines{progress: progress{w: w}, quiet: r.flag("q")}
+	out.trace = newTrace(id+dir, out.tell)
 	remote := r.query.Get("remote")
 	sid := r.query.Get("session")
 	if sid == "" && remote == clientSession {
@@ -78,7 +74,7 @@ func (s *Server) buildInSession(w *reply, r *request) (err error) {
 			e = s.o.Asking(caller{session}.account)
 		}
 		if remote == clientSession {
-			if err := fetchSession(ctx, session, dir, r.dockerfile(), &o, out); err != nil {
+			if err := fetchSession(ctx, sources{session, "dockerfile", session, "context"}, dir, r.dockerfile(), &o, out.trace); err != nil {
 				return out.end(err)
 			}
 		}
@@ -139,31 +135,20 @@ func (s *Server) sentContext(ctx context.Context, r *request, dir string, o *bui
 	return err
 }
 
+// sources are where a client has the Dockerfile and the context: sessions, and the names of directories there.
+type sources struct {
+	definitionOf *buildsession.Session
+	definition   string
+	contextOf    *buildsession.Session
+	context      string
+}
+
 // fetchSession has the client send the Dockerfile, the ignore file and the context, to
 // directories of their own.
-func fetchSession(ctx context.Context, session *buildsession.Session, dir, name string, o *builder.Options, out *trace) error {
-	name = strings.TrimPrefix(path.Clean("/"+name), "/")
-	files := []string{name, name + ".dockerignore"}
-	if name == "Dockerfile" {
-		files = append(files, "dockerfile")
-	}
-	definition, err := fetchFiles(ctx, session, buildsession.Select{Dir: "dockerfile", Follow: files}, filepath.Join(dir, "definition"), nil)
-	if err != nil {
-		return err
-	}
-	defer definition.Close()
-	text, err := readDockerfile(definition, name, "failed to read dockerfile: open "+name+": no such file or directory")
-	if err != nil {
-		return err
-	}
-	ignore, err := readIgnore(definition, name+".dockerignore")
+func fetchSession(ctx context.Context, from sources, dir, name string, o *builder.Options, out *trace) error {
+	ignore, err := fetchDefinition(ctx, from, dir, name, o)
 	if err == nil && ignore == nil {
-		var root *os.Root
-		root, err = fetchFiles(ctx, session, buildsession.Select{Dir: "context", Follow: []string{".dockerignore"}}, filepath.Join(dir, "ignore"), nil)
-		if err == nil {
-			defer root.Close()
-			ignore, err = readIgnore(root, ".dockerignore")
-		}
+		ignore, err = fetchIgnore(ctx, from.contextOf, from.context, filepath.Join(dir, "ignore"))
 	}
 	if err != nil {
 		return err
@@ -173,22 +158,50 @@ func fetchSession(ctx context.Context, session *buildsession.Session, dir, name 
 		return fault.Invalidf("error reading .dockerignore: %w", err)
 	}
 	o.Context = filepath.Join(dir, "context")
-	root, err := fetchFiles(ctx, session, buildsession.Select{Dir: "context", Exclude: patterns}, o.Context, out)
+	root, err := fetchFiles(ctx, from.contextOf, buildsession.Select{Dir: from.context, Exclude: patterns}, o.Context, out)
 	if err != nil {
 		return err
 	}
 	root.Close()
+	return os.WriteFile(o.Dockerfile+".dockerignore", ignore, 0o600)
+}
+
+// fetchDefinition has the client send the Dockerfile, and returns the ignore file beside it; nil: there is none.
+func fetchDefinition(ctx context.Context, from sources, dir, name string, o *builder.Options) (ignore []byte, err error) {
+	name = strings.TrimPrefix(path.Clean("/"+name), "/")
+	files := []string{name, name + ".dockerignore"}
+	if path.Base(name) == "Dockerfile" {
+		files = append(files, path.Join(path.Dir(name), "dockerfile"))
+	}
+	definition, err := fetchFiles(ctx, from.definitionOf, buildsession.Select{Dir: from.definition, Follow: files}, filepath.Join(dir, "definition"), nil)
+	if err != nil {
+		return nil, err
+	}
+	defer definition.Close()
+	text, err := readDockerfile(definition, name, "failed to read dockerfile: open "+name+": no such file or directory")
+	if err == nil {
+		ignore, err = readIgnore(definition, name+".dockerignore")
+	}
+	if err != nil {
+		return nil, err
+	}
 	// What the client calls its files must not lead the builder, which goes by paths, to ours.
 	own := filepath.Join(dir, "own")
 	o.Dockerfile = filepath.Join(own, filepath.Base("/"+name))
-	err = os.Mkdir(own, 0o700)
-	if err == nil {
+	if err = os.Mkdir(own, 0o700); err == nil {
 		err = os.WriteFile(o.Dockerfile, text, 0o600)
 	}
-	if err == nil {
-		err = os.WriteFile(o.Dockerfile+".dockerignore", ignore, 0o600)
+	return ignore, err
+}
+
+// fetchIgnore is the ignore file of a directory of the client's; nil: there is none.
+func fetchIgnore(ctx context.Context, session *buildsession.Session, name, dir string) ([]byte, error) {
+	root, err := fetchFiles(ctx, session, buildsession.Select{Dir: name, Follow: []string{".dockerignore"}}, dir, nil)
+	if err != nil {
+		return nil, err
 	}
-	return err
+	defer root.Close()
+	return readIgnore(root, ".dockerignore")
 }
 
 // maxIgnore is what an ignore file may have.
@@ -216,7 +229,7 @@ func readIgnore(root *os.Root, name string) ([]byte, error) {
 
 // fetchFiles makes a directory of what is selected. out is told how much came; nil: nobody.
 func fetchFiles(ctx context.Context, session *buildsession.Session, sel buildsession.Select, dir string, out *trace) (*os.Root, error) {
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, err
 	}
 	root, err := os.OpenRoot(dir)
@@ -326,12 +339,11 @@ func (c caller) account(ctx context.Context, host string) (registry.Credentials,
 	return registry.Credentials{IdentityToken: secret}, nil
 }
 
-// trace tells a build as BuildKit does.
-type trace struct {
+// lines tells a build as BuildKit does, in lines of JSON.
+type lines struct {
 	progress
-	quiet    bool   // only the id of the image, as a stream
-	build    string // makes the names of vertices unique
-	vertices map[int]buildsession.Vertex
+	*trace
+	quiet bool // only the id of the image, as a stream
 }
 
 // Ids of messages.
@@ -340,8 +352,10 @@ const (
 	idImage = "moby.image.id"
 )
 
-func (t *trace) identified(id string, v any) {
-	if t.quiet {
+func (l *lines) tell(m buildsession.Trace) { l.identified(idTrace, m.Encode()) }
+
+func (l *lines) identified(id string, v any) {
+	if l.quiet {
 		return
 	}
 	b, err := json.Marshal(v)
@@ -349,76 +363,12 @@ func (t *trace) identified(id string, v any) {
 		return
 	}
 	raw := json.RawMessage(b)
-	t.send(jsonstream.Message{ID: id, Aux: &raw})
+	l.send(jsonstream.Message{ID: id, Aux: &raw})
 }
 
-func (t *trace) image(id string) {
-	if t.quiet {
-		t.send(jsonstream.Message{Stream: id + "\n"})
+func (l *lines) image(id string) {
+	if l.quiet {
+		l.send(jsonstream.Message{Stream: id + "\n"})
 	}
-	t.identified(idImage, build.Result{ID: id})
-}
-
-func (t *trace) digest(vertex int) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d", t.build, vertex))
-	return "sha256:" + hex.EncodeToString(sum[:])
-}
-
-// event is called from one goroutine at a time.
-func (t *trace) event(e builder.Event) {
-	v, known := t.vertices[e.Vertex]
-	v.Digest = t.digest(e.Vertex)
-	changed := !known || e.Started != nil || e.Finished != nil
-	if e.Name != "" {
-		v.Name = e.Name
-	}
-	if e.Started != nil {
-		v.Started = e.Started
-	}
-	if e.Finished != nil {
-		v.Completed, v.Cached = e.Finished, e.Cached
-		if e.Err != nil {
-			v.Error = e.Err.Error()
-		}
-	}
-	t.vertices[e.Vertex] = v
-	var m buildsession.Trace
-	now := time.Now()
-	if changed {
-		m.Vertices = []buildsession.Vertex{v}
-	}
-	if e.Status != "" {
-		text, done := strings.CutSuffix(e.Status, " done")
-		s := buildsession.Status{ID: text, Vertex: v.Digest, At: now, Started: v.Started}
-		if done {
-			s.Completed = &now
-		}
-		m.Statuses = []buildsession.Status{s}
-	}
-	for log := range slices.Chunk(e.Log, 32<<10) {
-		m.Logs = append(m.Logs, buildsession.Log{Vertex: v.Digest, At: now, Data: log})
-	}
-	t.identified(idTrace, m.Encode())
-}
-
-// transfer is the vertex of the context on its way, which comes before the builder's own.
-func (t *trace) transfer() (progress func(int64), finish func(error)) {
-	start, last := time.Now(), int64(0)
-	t.event(builder.Event{Name: "[internal] receive build context", Started: &start})
-	progress = func(n int64) {
-		last = n
-		t.status(start, n, nil)
-	}
-	return progress, func(err error) {
-		now := time.Now()
-		if last > 0 {
-			t.status(start, last, &now)
-		}
-		t.event(builder.Event{Finished: &now, Err: err})
-	}
-}
-
-func (t *trace) status(start time.Time, n int64, completed *time.Time) {
-	t.identified(idTrace, buildsession.Trace{Statuses: []buildsession.Status{{ID: "transferring context", Vertex: t.digest(0),
-		Current: n, At: time.Now(), Started: &start, Completed: completed}}}.Encode())
+	l.identified(idImage, build.Result{ID: id})
 }

@@ -22,7 +22,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"keg/internal/builder"
-	"keg/internal/buildsession"
+	"keg/internal/engine"
 	"keg/internal/fault"
 	"keg/internal/registry"
 )
@@ -31,6 +31,7 @@ import (
 type kit struct {
 	Engine
 	look func(o builder.Options, progress func(builder.Event)) error
+	made func(engine.BuildRequest)
 	ask  registry.Ask
 }
 
@@ -468,7 +469,8 @@ func contextTar(t *testing.T, name, text string) io.Reader {
 // TestTraceSaysNothingEmpty: clients read what is under aux without looking whether it is there.
 func TestTraceSaysNothingEmpty(t *testing.T) {
 	rec := httptest.NewRecorder()
-	out := &trace{progress: progress{w: &reply{ResponseWriter: rec}}, build: "b", vertices: map[int]buildsession.Vertex{}}
+	out := &lines{progress: progress{w: &reply{ResponseWriter: rec}}}
+	out.trace = newTrace("b", out.tell)
 	now := time.Now()
 	out.event(builder.Event{Vertex: 1, Name: "step", Started: &now})
 	said := rec.Body.Len()

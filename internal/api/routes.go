@@ -61,7 +61,7 @@ func routes() []route {
 		{"POST", "/build/prune", (*Server).buildPrune, "1.31"},
 		{"POST", "/build/cancel", (*Server).buildCancel, "1.39"},
 		{"POST", "/session", (*Server).session, "1.31"},
-		{"POST", "/grpc", noControl, "1.31"},
+		{"POST", "/grpc", (*Server).control, "1.31"},
 
 		{"GET", "/networks", (*Server).networkList, ""},
 		{"GET", "/networks/", (*Server).networkList, ""},

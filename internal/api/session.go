@@ -28,26 +28,21 @@ type sessions struct {
 
 func (s *Server) session(w *reply, r *request) error {
 	id := r.Header.Get(buildsession.HeaderID)
-	switch up := r.Header.Get("Upgrade"); {
-	case up == "":
-		return fault.Invalidf("no upgrade proto in request")
-	case up != "h2c":
-		return fault.Invalidf("protocol %s not supported", up)
-	case len(id) > 256 || len(r.Header[buildsession.HeaderMethod]) > 256:
+	if err := askedH2C(r); err != nil {
+		return err
+	}
+	if len(id) > 256 || len(r.Header[buildsession.HeaderMethod]) > 256 {
 		return fault.Invalidf("the session's headers are too long")
 	}
 	if err := s.sessions.claim(id); err != nil {
 		return err
 	}
 	defer s.sessions.drop(id)
-	conn, err := hijack(w, r, "")
-	if err != nil {
+	conn, err := upgradeH2C(w, r)
+	if conn == nil {
 		return err
 	}
 	defer conn.Close()
-	if _, err := io.WriteString(conn.Conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"); err != nil {
-		return nil // the client left
-	}
 	session, err := buildsession.Open(r.Context(), conn, r.Header)
 	if err != nil {
 		return nil // nobody hears it

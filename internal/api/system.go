@@ -34,7 +34,7 @@ func (s *Server) ping(w *reply, r *request) error {
 	h := w.Header()
 	h.Set("Cache-Control", "no-cache, no-store, must-revalidate")
 	h.Set("Pragma", "no-cache")
-	h.Set("Builder-Version", string(build.BuilderV1))
+	h.Set("Builder-Version", string(builderVersion))
 	h.Set("Swarm", "inactive")
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	if r.Method == http.MethodHead {
@@ -331,8 +331,4 @@ func noPluginInstall(*Server, *reply, *request) error {
 
 func noSwarm(*Server, *reply, *request) error {
 	return fault.Unsupportedf("swarm mode is not supported; this engine runs containers on one host")
-}
-
-func noControl(*Server, *reply, *request) error {
-	return fault.Unsupportedf("BuildKit's control protocol, which buildx speaks, is not supported; use a client that builds through POST /build, or keg build")
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"keg/internal/fault"
+	"keg/internal/grpc"
 )
 
 // Files come as packets (github.com/tonistiigi/fsutil, types/wire.proto):
@@ -255,24 +256,24 @@ type packet struct {
 }
 
 func (p packet) encode() []byte {
-	b := appendNumber(nil, 1, uint64(p.kind))
+	b := grpc.AppendNumber(nil, 1, uint64(p.kind))
 	if p.stat != nil {
-		b = appendMessage(b, 2, p.stat)
+		b = grpc.AppendMessage(b, 2, p.stat)
 	}
-	return appendText(appendNumber(b, 3, uint64(p.id)), 4, p.data)
+	return grpc.AppendText(grpc.AppendNumber(b, 3, uint64(p.id)), 4, p.data)
 }
 
 func parsePacket(b []byte) (p packet, err error) {
-	err = each(b, func(f field) error {
+	err = grpc.Each(b, func(f grpc.Field) error {
 		switch {
-		case f.number == 1 && f.kind == kindVarint:
-			p.kind = int(min(f.value, 1<<16))
-		case f.number == 2 && f.kind == kindDelimited:
-			p.stat = f.data
-		case f.number == 3 && f.kind == kindVarint:
-			p.id = uint32(f.value)
-		case f.number == 4 && f.kind == kindDelimited:
-			p.data = f.data
+		case f.Number == 1 && f.Kind == grpc.Varint:
+			p.kind = int(min(f.Value, 1<<16))
+		case f.Number == 2 && f.Kind == grpc.Delimited:
+			p.stat = f.Data
+		case f.Number == 3 && f.Kind == grpc.Varint:
+			p.id = uint32(f.Value)
+		case f.Number == 4 && f.Kind == grpc.Delimited:
+			p.data = f.Data
 		}
 		return nil
 	})
@@ -280,18 +281,18 @@ func parsePacket(b []byte) (p packet, err error) {
 }
 
 func parseStat(b []byte) (s Stat, err error) {
-	err = each(b, func(f field) error {
+	err = grpc.Each(b, func(f grpc.Field) error {
 		switch {
-		case f.number == 1 && f.kind == kindDelimited:
-			s.Path = string(f.data)
-		case f.number == 2 && f.kind == kindVarint:
-			s.Mode = fs.FileMode(uint32(f.value))
-		case f.number == 5 && f.kind == kindVarint:
-			s.Size = int64(f.value)
-		case f.number == 6 && f.kind == kindVarint:
-			s.ModTime = time.Unix(0, int64(f.value))
-		case f.number == 7 && f.kind == kindDelimited:
-			s.Link = string(f.data)
+		case f.Number == 1 && f.Kind == grpc.Delimited:
+			s.Path = string(f.Data)
+		case f.Number == 2 && f.Kind == grpc.Varint:
+			s.Mode = fs.FileMode(uint32(f.Value))
+		case f.Number == 5 && f.Kind == grpc.Varint:
+			s.Size = int64(f.Value)
+		case f.Number == 6 && f.Kind == grpc.Varint:
+			s.ModTime = time.Unix(0, int64(f.Value))
+		case f.Number == 7 && f.Kind == grpc.Delimited:
+			s.Link = string(f.Data)
 		}
 		return nil
 	})

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"keg/internal/grpc"
 )
 
 // TestGolden: the bytes are those of the coders that are generated from the definitions of BuildKit 0.34 and fsutil.
@@ -57,9 +59,9 @@ func TestGolden(t *testing.T) {
 
 // stat is a file as a client sends it.
 func stat(s Stat) packet {
-	b := appendNumber(appendText(nil, 1, s.Path), 2, uint64(s.Mode))
-	b = appendNumber(appendNumber(b, 5, uint64(s.Size)), 6, uint64(s.ModTime.UnixNano()))
-	return packet{stat: appendText(b, 7, s.Link)}
+	b := grpc.AppendNumber(grpc.AppendText(nil, 1, s.Path), 2, uint64(s.Mode))
+	b = grpc.AppendNumber(grpc.AppendNumber(b, 5, uint64(s.Size)), 6, uint64(s.ModTime.UnixNano()))
+	return packet{stat: grpc.AppendText(b, 7, s.Link)}
 }
 
 // memory is a sink.

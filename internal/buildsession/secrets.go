@@ -6,6 +6,7 @@ import (
 	"net"
 
 	"keg/internal/fault"
+	"keg/internal/grpc"
 )
 
 const (
@@ -23,7 +24,7 @@ func (s *Session) Secret(ctx context.Context, id string) (data []byte, found boo
 	if !s.offers(methodSecret) {
 		return nil, false, nil
 	}
-	b, err := s.ask(ctx, methodSecret, appendText(nil, 1, id))
+	b, err := s.ask(ctx, methodSecret, grpc.AppendText(nil, 1, id))
 	if hasCode(err, codeNotFound) || hasCode(err, codeUnimplemented) {
 		return nil, false, nil
 	}
@@ -45,16 +46,16 @@ func (s *Session) Credentials(ctx context.Context, host string) (name, secret st
 	if !s.offers(methodCredentials) {
 		return "", "", nil
 	}
-	b, err := s.ask(ctx, methodCredentials, appendText(nil, 1, host))
+	b, err := s.ask(ctx, methodCredentials, grpc.AppendText(nil, 1, host))
 	if err != nil {
 		return "", "", fmt.Errorf("ask the client for its account at %s: %w", host, err)
 	}
-	err = each(b, func(f field) error {
+	err = grpc.Each(b, func(f grpc.Field) error {
 		switch {
-		case f.number == 1 && f.kind == kindDelimited:
-			name = string(f.data)
-		case f.number == 2 && f.kind == kindDelimited:
-			secret = string(f.data)
+		case f.Number == 1 && f.Kind == grpc.Delimited:
+			name = string(f.Data)
+		case f.Number == 2 && f.Kind == grpc.Delimited:
+			secret = string(f.Data)
 		}
 		return nil
 	})
@@ -62,9 +63,9 @@ func (s *Session) Credentials(ctx context.Context, host string) (name, secret st
 }
 
 func textOf(b []byte, number int) (data []byte, err error) {
-	err = each(b, func(f field) error {
-		if f.number == number && f.kind == kindDelimited {
-			data = f.data
+	err = grpc.Each(b, func(f grpc.Field) error {
+		if f.Number == number && f.Kind == grpc.Delimited {
+			data = f.Data
 		}
 		return nil
 	})
@@ -76,7 +77,7 @@ func (s *Session) HasAgent(ctx context.Context, id string) bool {
 	if !s.offers(methodForward) {
 		return false
 	}
-	_, err := s.ask(ctx, methodCheckAgent, appendText(nil, 1, id))
+	_, err := s.ask(ctx, methodCheckAgent, grpc.AppendText(nil, 1, id))
 	return err == nil
 }
 
@@ -90,7 +91,7 @@ func (s *Session) Agent(ctx context.Context, id string) net.Conn {
 		for {
 			n, err := theirs.Read(b)
 			if n > 0 {
-				if err := st.send(appendText(nil, 1, b[:n])); err != nil {
+				if err := st.send(grpc.AppendText(nil, 1, b[:n])); err != nil {
 					return
 				}
 			}

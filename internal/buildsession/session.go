@@ -8,14 +8,10 @@
 //	                                 <-      HTTP/2: POST /moby.filesync.v1.FileSync/DiffCopy ...
 //	POST /build?version=2&session=ID ->
 //	                                 <-      lines of JSON: Trace, the image's id
-//
-// The few messages are coded by hand: gRPC's own library costs every start of the
-// program (docs/decisions/0007).
 package buildsession
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +23,7 @@ import (
 	"sync"
 
 	"keg/internal/fault"
+	"keg/internal/grpc"
 )
 
 // Headers of POST /session.
@@ -35,9 +32,6 @@ const (
 	HeaderName   = "X-Docker-Expose-Session-Name"
 	HeaderMethod = "X-Docker-Expose-Session-Grpc-Method"
 )
-
-// maxMessage is what one message may have. BuildKit's clients send files in pieces of 32 KiB.
-const maxMessage = 16 << 20
 
 // Session is one client's. Its methods may be called from several goroutines.
 type Session struct {
@@ -120,11 +114,7 @@ func hasCode(err error, code int) bool {
 	return errors.As(err, &r) && r.code == code
 }
 
-// stream is one call under way: messages both ways, each of them
-//
-//	u8 compressed (0) | u32 length, big endian | payload
-//
-// and the status in the trailer. One goroutine may send while another receives.
+// stream is one call under way: messages both ways, and the status in the trailer. One goroutine may send while another receives.
 type stream struct {
 	w      *io.PipeWriter
 	cancel context.CancelFunc
@@ -170,9 +160,7 @@ func (st *stream) close() {
 func (st *stream) endSending() { st.w.Close() }
 
 func (st *stream) send(message []byte) error {
-	b := make([]byte, 5, 5+len(message))
-	binary.BigEndian.PutUint32(b[1:], uint32(len(message)))
-	_, err := st.w.Write(append(b, message...))
+	_, err := st.w.Write(grpc.Frame(message))
 	return err
 }
 
@@ -185,31 +173,14 @@ func (st *stream) receive() ([]byte, error) {
 	if st.resp.StatusCode != http.StatusOK {
 		return nil, fault.Invalidf("the client's session answers %s", st.resp.Status)
 	}
-	var head [5]byte
-	if _, err := io.ReadFull(st.resp.Body, head[:]); errors.Is(err, io.EOF) {
+	b, err := grpc.ReadFrame(st.resp.Body)
+	if errors.Is(err, io.EOF) {
 		return nil, st.status()
-	} else if err != nil {
-		return nil, fmt.Errorf("read from the client's session: %w", err)
 	}
-	size := binary.BigEndian.Uint32(head[1:])
-	if head[0] != 0 || size > maxMessage {
-		return nil, fault.Invalidf("the client's session sent a message of %d bytes, compressed %d; at most %d plain ones are taken", size, head[0], maxMessage)
+	if err != nil {
+		return nil, fmt.Errorf("the client's session: %w", err)
 	}
-	return readMessage(st.resp.Body, int(size))
-}
-
-// readMessage makes room for what has come, not for what was announced.
-func readMessage(r io.Reader, size int) ([]byte, error) {
-	b := make([]byte, min(size, 64<<10))
-	for n := 0; ; b = append(b, make([]byte, min(len(b), size-len(b)))...) {
-		m, err := io.ReadFull(r, b[n:])
-		if err != nil {
-			return nil, fmt.Errorf("read from the client's session: %w", io.ErrUnexpectedEOF)
-		}
-		if n += m; n == size {
-			return b, nil
-		}
-	}
+	return b, nil
 }
 
 // status is the end of a call: io.EOF when it is well. A call without messages has it in

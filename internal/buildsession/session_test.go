@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"keg/internal/grpc"
 )
 
 // single is a listener of one connection.
@@ -84,7 +86,7 @@ func TestSecret(t *testing.T) {
 		}
 		switch id, _ := textOf(unframe(t, r.Body), 1); string(id) {
 		case "s":
-			answer(w, appendText(nil, 1, "word"), "0", "")
+			answer(w, grpc.AppendText(nil, 1, "word"), "0", "")
 		case "empty":
 			answer(w, []byte{}, "0", "")
 		case "none":
@@ -92,7 +94,7 @@ func TestSecret(t *testing.T) {
 		case "failing":
 			answer(w, nil, "2", "no%20luck%0A")
 		case "large":
-			answer(w, appendText(nil, 1, make([]byte, maxSecret+1)), "0", "")
+			answer(w, grpc.AppendText(nil, 1, make([]byte, maxSecret+1)), "0", "")
 		case "silent":
 			answer(w, nil, "0", "")
 		case "broken":
@@ -154,7 +156,7 @@ func TestCredentials(t *testing.T) {
 		if r.URL.Path != methodCredentials || string(host) != "localhost:5000" {
 			t.Errorf("asked %s for %q", r.URL.Path, host)
 		}
-		answer(w, appendText(appendText(nil, 1, "me"), 2, "word"), "0", "")
+		answer(w, grpc.AppendText(grpc.AppendText(nil, 1, "me"), 2, "word"), "0", "")
 	}, methodCredentials)
 	if name, secret, err := s.Credentials(t.Context(), "localhost:5000"); name != "me" || secret != "word" || err != nil {
 		t.Errorf("%q %q %v", name, secret, err)

@@ -3,6 +3,8 @@ package buildsession
 import (
 	"strings"
 	"time"
+
+	"keg/internal/grpc"
 )
 
 // Trace is progress of a build (moby.buildkit.v1.StatusResponse, api/services/control/control.proto).
@@ -38,22 +40,22 @@ type Log struct {
 func (t Trace) Encode() []byte {
 	var b []byte
 	for _, v := range t.Vertices {
-		m := appendText(nil, 1, v.Digest)
-		m = appendText(m, 3, strings.ToValidUTF8(v.Name, "\uFFFD"))
+		m := grpc.AppendText(nil, 1, v.Digest)
+		m = grpc.AppendText(m, 3, strings.ToValidUTF8(v.Name, "\uFFFD"))
 		if v.Cached {
-			m = appendNumber(m, 4, 1)
+			m = grpc.AppendNumber(m, 4, 1)
 		}
-		m = appendTime(appendTime(m, 5, v.Started), 6, v.Completed)
-		b = appendMessage(b, 1, appendText(m, 7, strings.ToValidUTF8(v.Error, "\uFFFD")))
+		m = grpc.AppendTime(grpc.AppendTime(m, 5, v.Started), 6, v.Completed)
+		b = grpc.AppendMessage(b, 1, grpc.AppendText(m, 7, strings.ToValidUTF8(v.Error, "\uFFFD")))
 	}
 	for _, s := range t.Statuses {
-		m := appendText(appendText(nil, 1, strings.ToValidUTF8(s.ID, "\uFFFD")), 2, s.Vertex)
-		m = appendTime(appendNumber(m, 4, uint64(s.Current)), 6, &s.At)
-		b = appendMessage(b, 2, appendTime(appendTime(m, 7, s.Started), 8, s.Completed))
+		m := grpc.AppendText(grpc.AppendText(nil, 1, strings.ToValidUTF8(s.ID, "\uFFFD")), 2, s.Vertex)
+		m = grpc.AppendTime(grpc.AppendNumber(m, 4, uint64(s.Current)), 6, &s.At)
+		b = grpc.AppendMessage(b, 2, grpc.AppendTime(grpc.AppendTime(m, 7, s.Started), 8, s.Completed))
 	}
 	for _, l := range t.Logs {
-		m := appendNumber(appendTime(appendText(nil, 1, l.Vertex), 2, &l.At), 3, 1)
-		b = appendMessage(b, 3, appendText(m, 4, l.Data))
+		m := grpc.AppendNumber(grpc.AppendTime(grpc.AppendText(nil, 1, l.Vertex), 2, &l.At), 3, 1)
+		b = grpc.AppendMessage(b, 3, grpc.AppendText(m, 4, l.Data))
 	}
 	return b
 }

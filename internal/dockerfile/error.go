@@ -15,6 +15,8 @@ import (
 type Error struct {
 	File    string
 	Line    int    // the first that is meant; 0 when the whole file is
+	Last    int    // and the last
+	Text    []byte // of the file
 	Excerpt string // "Dockerfile:3\n-----...", ends with a newline; "" without a place
 	Err     error
 }
@@ -33,7 +35,7 @@ func (f *File) At(loc []parser.Range, err error) error {
 }
 
 func (f *File) errorAt(start, end int, err error) error {
-	return &Error{File: f.Name, Line: start, Excerpt: f.Excerpt(start, end), Err: err}
+	return &Error{File: f.Name, Line: start, Last: max(start, end), Text: f.Text, Excerpt: f.Excerpt(start, end), Err: err}
 }
 
 func span(loc []parser.Range) (start, end int) {

@@ -72,7 +72,7 @@ type Built struct {
 func (e *Engine) BuildTo(ctx context.Context, q BuildRequest, progress func(builder.Event)) (*Built, error) {
 	n := &numbering{emit: progress}
 	b := &delivery{e: e, q: q, n: n}
-	if len(b.q.Outputs) == 0 {
+	if len(b.q.Outputs) == 0 && !q.NoImage {
 		b.q.Outputs = []Output{{Type: OutputImage}}
 	}
 	if len(b.q.Platforms) == 0 && q.Platform != nil {
