@@ -189,7 +189,8 @@ func (p *plan) command(s *stage, c command) error {
 		s.history(text, false)
 	case *instructions.CmdCommand:
 		cfg.Cmd = s.commandLine(c2.ShellDependantCmdLine)
-		cfg.ArgsEscaped = true //nolint:staticcheck // Docker writes it, scripts compare configs
+		//lint:ignore SA1019 Docker writes it, scripts compare configs
+		cfg.ArgsEscaped = true
 		s.hasCmd = true
 		s.history(fmt.Sprintf("CMD %q", cfg.Cmd), false)
 	case *instructions.EntrypointCommand:

@@ -236,6 +236,7 @@ func TestPatternsThatFitNoHeader(t *testing.T) {
 		{[]string{"a\x01"}, false},
 		{slices.Repeat([]string{strings.Repeat("a", 1000)}, 1000), false},
 	} {
+		//lint:ignore SA1008 gRPC's metadata is in small letters
 		if _, got := (Select{Dir: "context", Exclude: c.patterns}).metadata()["exclude-patterns"]; got != c.want {
 			t.Errorf("%.20q: sent: %v", c.patterns, got)
 		}

@@ -74,6 +74,7 @@ func newNetworkCreate(a *app) *cobra.Command {
 func (o *networkFlags) options(name string) (net.CreateOptions, error) {
 	switch {
 	case o.ingress, o.scope == "swarm":
+		//lint:ignore ST1005 Docker's words
 		return net.CreateOptions{}, errors.New(notSwarm)
 	case o.scope != "" && o.scope != "local":
 		return net.CreateOptions{}, fmt.Errorf("invalid --scope %q: want local", o.scope)

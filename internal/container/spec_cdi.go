@@ -127,7 +127,8 @@ func editHook(s *specs.Spec, h *cdi.Hook) error {
 	x := specs.Hook{Path: h.Path, Args: h.Args, Env: h.Env, Timeout: h.Timeout}
 	switch strings.ToLower(h.HookName) {
 	case "prestart":
-		s.Hooks.Prestart = append(s.Hooks.Prestart, x) //nolint:staticcheck // Deprecated, and still asked for.
+		//lint:ignore SA1019 still asked for
+		s.Hooks.Prestart = append(s.Hooks.Prestart, x)
 	case "createruntime":
 		s.Hooks.CreateRuntime = append(s.Hooks.CreateRuntime, x)
 	case "createcontainer":

@@ -129,7 +129,8 @@ func (b *bundle) open(name string) (*io.SectionReader, error) {
 		m.kind = tar.TypeReg
 	}
 	switch m.kind {
-	case tar.TypeReg, tar.TypeRegA: //nolint:staticcheck // old archives have it
+	//lint:ignore SA1019 old archives have it
+	case tar.TypeReg, tar.TypeRegA:
 		return io.NewSectionReader(b.f, m.off, m.size), nil
 	case tar.TypeSymlink, tar.TypeLink:
 		return nil, fault.Invalidf("invalid archive: %q is a link; links in archives are not followed", name)

@@ -59,6 +59,7 @@ func (e *Engine) Search(ctx context.Context, term string, o SearchOptions) ([]dr
 	}
 	found := []dregistry.SearchResult{}
 	for _, r := range list {
+		//lint:ignore SA1019 registries still send it
 		if officialSet && r.IsOfficial != official || automatedSet && r.IsAutomated != automated || r.StarCount < stars {
 			continue
 		}

@@ -352,12 +352,12 @@ func (a *applier) hardLink(name string, h *tar.Header) error {
 		return fault.Invalidf("hard link to itself")
 	}
 	dirName, base := splitPath(name)
-	d, err := a.dirs.ensure(dirName)
-	if err != nil {
+	if _, err = a.dirs.ensure(dirName); err != nil {
 		return err
 	}
 	a.dirs.room(2)
-	if d, err = a.dirs.get(dirName); err != nil {
+	d, err := a.dirs.get(dirName)
+	if err != nil {
 		return err
 	}
 	targetDir, targetBase := splitPath(target)

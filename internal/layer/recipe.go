@@ -44,7 +44,6 @@ type recorder struct {
 	lost   bool // the tree does not keep all contents
 
 	name string
-	left int64
 	size int64
 	sum  hash.Hash
 }

@@ -239,6 +239,7 @@ func (s *Store) bindError(ctx context.Context, w want, err error) error {
 		hint = fmt.Sprintf("; port %d is free", free)
 	}
 	if o := s.portOwner(proto, at); o != nil {
+		//lint:ignore ST1005 Docker's words
 		e := fmt.Errorf("Bind for %s failed: port is already allocated by container %q%s", at, o.Name, hint)
 		if o.Leaving || deserted(o.NetNS) {
 			return fmt.Errorf("%w: %w", e, errLeaving)
@@ -248,6 +249,7 @@ func (s *Store) bindError(ctx context.Context, w want, err error) error {
 	if who := socketOwner(proto, port); who != "" {
 		hint = " by " + who + hint
 	}
+	//lint:ignore ST1005 Docker's words
 	return fmt.Errorf("Bind for %s failed: port is already allocated%s (failed to bind host port %s/%s: address already in use)", at, hint, at, proto)
 }
 

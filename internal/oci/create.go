@@ -148,7 +148,7 @@ func (c *container) begin(ctx context.Context, l Launch, detached bool) (_ *sand
 
 func (c *container) createHooks(ctx context.Context, h *specs.Hooks, pid int) error {
 	// Prestart hooks are from before "creating": to them a container that is not started is created.
-	//nolint:staticcheck // Deprecated, and still asked for.
+	//lint:ignore SA1019 still asked for
 	err := c.runHooks(ctx, "prestart", h.Prestart, specs.StateCreated, 0)
 	if err == nil {
 		err = c.runHooks(ctx, "createRuntime", h.CreateRuntime, specs.StateCreating, 0)

@@ -107,15 +107,6 @@ func (l *lab) must(err error) {
 	}
 }
 
-func (l *lab) until(s specs.ContainerState) {
-	l.t.Helper()
-	for end := time.Now().Add(10 * time.Second); l.status() != s; time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			l.t.Fatalf("not %s but %s", s, l.status())
-		}
-	}
-}
-
 func TestLifecycle(t *testing.T) {
 	l := newLab(t, nil, "sh", "-c", "echo started; sleep 1000")
 	ctx := context.Background()
@@ -233,6 +224,7 @@ func TestHooks(t *testing.T) {
 	}
 	change := func(s *specs.Spec) {
 		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/log", Type: "bind", Source: filepath.Dir(log), Options: []string{"bind"}})
+		//lint:ignore SA1019 still asked for
 		s.Hooks = &specs.Hooks{Prestart: note("prestart"), CreateRuntime: note("createRuntime"), CreateContainer: note("createContainer"),
 			Poststart: note("poststart"), Poststop: note("poststop"),
 			StartContainer: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo startContainer $(hostname) created args >> /log/log"}}}}
@@ -256,6 +248,7 @@ func TestHooks(t *testing.T) {
 func TestFailingHooks(t *testing.T) {
 	bad := []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo why >&2; exit 3"}}}
 	for name, set := range map[string]func(*specs.Hooks){
+		//lint:ignore SA1019 still asked for
 		"prestart": func(h *specs.Hooks) { h.Prestart = bad }, "createRuntime": func(h *specs.Hooks) { h.CreateRuntime = bad },
 		"createContainer": func(h *specs.Hooks) { h.CreateContainer = bad }, "startContainer": func(h *specs.Hooks) { h.StartContainer = bad },
 		"poststart": func(h *specs.Hooks) { h.Poststart = bad },

@@ -140,7 +140,7 @@ func checkHooks(h *specs.Hooks) error {
 	if h == nil {
 		return nil
 	}
-	//nolint:staticcheck // Prestart is deprecated, and still asked for.
+	//lint:ignore SA1019 Prestart is still asked for
 	for _, list := range [][]specs.Hook{h.Prestart, h.CreateRuntime, h.CreateContainer, h.StartContainer, h.Poststart, h.Poststop} {
 		for _, k := range list {
 			if !path.IsAbs(k.Path) {

@@ -326,9 +326,7 @@ func (s *steady) Read(p []byte) (int, error) {
 	return s.r.Read(p)
 }
 
-// sameType compares media types without their parameters.
-func sameType(a, b string) bool { return baseType(a) == baseType(b) }
-
+// baseType is a media type without its parameters.
 func baseType(t string) string {
 	t, _, _ = strings.Cut(t, ";")
 	return strings.ToLower(strings.TrimSpace(t))

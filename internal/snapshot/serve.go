@@ -7,7 +7,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -64,7 +63,6 @@ type tarFile struct {
 	s      *Store
 	name   string
 	diffID digest.Digest
-	once   sync.Once
 }
 
 func (t *tarFile) Read(p []byte) (int, error) {

@@ -49,7 +49,7 @@ func (b *bench) startDocker() (*engine, error) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	said, _ := os.ReadFile(b.dir + "/dockerd.log")
-	return nil, fmt.Errorf("Docker's engine did not answer: %s", said[max(0, len(said)-400):])
+	return nil, fmt.Errorf("the engine of Docker did not answer: %s", said[max(0, len(said)-400):])
 }
 
 func (b *bench) end() {
