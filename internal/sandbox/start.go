@@ -92,7 +92,7 @@ const perLinux32 = 0x0008 // linux/personality.h
 // unsupported names what a spec may ask for and would silently not get.
 func unsupported(spec *specs.Spec, hooked bool) error {
 	switch h := spec.Hooks; {
-	//nolint:staticcheck // Prestart is deprecated, and still asked for.
+	//lint:ignore SA1019 Prestart is still asked for
 	case h != nil && !hooked && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0:
 		return fault.Unsupportedf("hooks are run by keg oci and by runtimes chosen with --runtime only")
 	case spec.Linux.IntelRdt != nil:

@@ -288,9 +288,7 @@ func TestRandomPolicies(t *testing.T) {
 	for seed := int64(0); seed < 30; seed++ {
 		rng := rand.New(rand.NewSource(seed))
 		p := &specs.LinuxSeccomp{DefaultAction: []specs.LinuxSeccompAction{specs.ActErrno, specs.ActKillProcess}[rng.Intn(2)]}
-		for _, a := range []specs.Arch{specs.ArchX86_64, specs.ArchX86, specs.ArchX32, specs.ArchAARCH64, specs.ArchARM} {
-			p.Architectures = append(p.Architectures, a)
-		}
+		p.Architectures = []specs.Arch{specs.ArchX86_64, specs.ArchX86, specs.ArchX32, specs.ArchAARCH64, specs.ArchARM}
 		for i := 0; i < 25; i++ {
 			s := specs.LinuxSyscall{Names: []string{names[rng.Intn(len(names))], names[rng.Intn(len(names))]}, Action: acts[rng.Intn(len(acts))]}
 			if s.Action == specs.ActErrno {
