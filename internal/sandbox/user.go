@@ -189,12 +189,14 @@ func readAccounts(rootFd int, name string) ([]byte, error) {
 	if st.Size() > maxAccounts {
 		return nil, fault.Invalidf("%s of the image is too large (%d bytes, the limit is %d)", name, st.Size(), maxAccounts)
 	}
-	return shortLines(io.LimitReader(f, maxAccounts))
+	return shortLines(io.LimitReader(f, st.Size()), st.Size())
 }
 
-func shortLines(r io.Reader) ([]byte, error) {
-	var out []byte
-	for b := bufio.NewReaderSize(r, maxLine); ; {
+// shortLines are those lines of size bytes that are not longer than maxLine. The buffer is no larger than it must
+// be: a monitor keeps what its start allocated.
+func shortLines(r io.Reader, size int64) ([]byte, error) {
+	out := make([]byte, 0, size)
+	for b := bufio.NewReaderSize(r, int(min(size+1, maxLine))); ; {
 		line, err := b.ReadSlice('\n')
 		switch {
 		case err == nil || errors.Is(err, io.EOF):

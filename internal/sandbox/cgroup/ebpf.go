@@ -5,7 +5,6 @@ package cgroup
 import (
 	"encoding/binary"
 	"fmt"
-	"runtime"
 	"unsafe"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -125,31 +124,9 @@ func accessMask(a string) (m int32) {
 
 // attachDevices loads the program for rules and attaches it to the group at dir.
 func attachDevices(dir int, rules []specs.LinuxDeviceCgroup) error {
-	code := deviceProgram(rules)
-	license := []byte("Apache\x00")
-	log := make([]byte, 64<<10)
-	load := struct {
-		progType, insnCount uint32
-		insns, license      uint64
-		logLevel, logSize   uint32
-		log                 uint64
-		kernVersion, flags  uint32
-		name                [16]byte
-	}{progType: unix.BPF_PROG_TYPE_CGROUP_DEVICE, insnCount: uint32(len(code) / 8),
-		insns: addr(code), license: addr(license)}
-	copy(load.name[:], "keg_devices")
-	fd, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load))
+	fd, err := loadDevices(deviceProgram(rules))
 	if err != nil {
-		// Once more for the verifier's words; asked for at once, a log that overflows is an error.
-		load.logLevel, load.logSize, load.log = 1, uint32(len(log)), addr(log)
-		if again, e := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load)); e == nil {
-			fd, err = again, nil
-		}
-	}
-	runtime.KeepAlive(code)
-	runtime.KeepAlive(license)
-	if err != nil {
-		return fmt.Errorf("load device rules: %w (%s)", err, unix.ByteSliceToString(log))
+		return fmt.Errorf("load device rules: %w", err)
 	}
 	defer unix.Close(fd)
 	attach := struct{ target, prog, typ, flags uint32 }{uint32(dir), uint32(fd), unix.BPF_CGROUP_DEVICE, unix.BPF_F_ALLOW_MULTI}
@@ -159,7 +136,40 @@ func attachDevices(dir int, rules []specs.LinuxDeviceCgroup) error {
 	return nil
 }
 
-func addr(b []byte) uint64 { return uint64(uintptr(unsafe.Pointer(&b[0]))) }
+// progLoad is the part of union bpf_attr (linux/bpf.h) for BPF_PROG_LOAD. Addresses are pointers, since what they lead to
+// may move with the stack until the call.
+type progLoad struct {
+	progType, insnCount uint32
+	insns, license      *byte
+	logLevel, logSize   uint32
+	log                 *byte
+	kernVersion, flags  uint32
+	name                [16]byte
+}
+
+// loadDevices gives the verified program's descriptor.
+func loadDevices(code []byte) (int, error) {
+	license := []byte("Apache\x00")
+	load := progLoad{progType: unix.BPF_PROG_TYPE_CGROUP_DEVICE, insnCount: uint32(len(code) / 8), insns: &code[0], license: &license[0]}
+	copy(load.name[:], "keg_devices")
+	fd, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load))
+	if err != nil {
+		return loadWithLog(&load, err)
+	}
+	return fd, nil
+}
+
+// loadWithLog tries once more for the verifier's words; asked for at once, a log that overflows is an error. It has a
+// function of its own because the log is on the stack, which grows for good.
+func loadWithLog(load *progLoad, first error) (int, error) {
+	log := make([]byte, 64<<10)
+	load.logLevel, load.logSize, load.log = 1, uint32(len(log)), &log[0]
+	fd, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(load), unsafe.Sizeof(*load))
+	if err != nil {
+		return -1, fmt.Errorf("%w (%s)", first, unix.ByteSliceToString(log))
+	}
+	return fd, nil
+}
 
 func bpf(cmd int, attr unsafe.Pointer, size uintptr) (int, error) {
 	for {
