@@ -9,20 +9,16 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"syscall"
 	"testing"
 	"time"
 
+	"keg/test/private"
+
 	"github.com/rogpeppe/go-internal/testscript"
-	"github.com/vishvananda/netlink"
 )
 
-const isolated = "KEG_TEST_ISOLATED"
-
 func TestMain(m *testing.M) {
-	if os.Geteuid() == 0 && os.Getenv(isolated) == "" {
-		os.Exit(isolate())
-	}
+	private.Enter()
 	flag.Parse()
 	flag.Set("test.parallel", "1") // scripts share the namespace's ports
 	testscript.Main(runner{m}, map[string]func(){"retry": retry, "code": code})
@@ -32,39 +28,12 @@ func TestMain(m *testing.M) {
 type runner struct{ m *testing.M }
 
 func (r runner) Run() int {
-	if os.Geteuid() == 0 {
-		if err := loopbackUp(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-	}
 	if err := findBinary(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	defer stopBases()
 	return r.m.Run()
-}
-
-// isolate runs this test binary again in namespaces of its own.
-func isolate() int {
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), isolated+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return cmd.ProcessState.ExitCode()
-}
-
-func loopbackUp() error {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return err
-	}
-	return netlink.LinkSetUp(lo)
 }
 
 // bin is the directory with keg under the names that scripts call.

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"keg/test/private"
+
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -59,7 +61,7 @@ func prepare(e *testscript.Env, more func(*testscript.Env)) error {
 	e.Setenv("KEG_RUN_ROOT", filepath.Join(state, "run"))
 	e.Setenv("HOME", filepath.Join(state, "home"))
 	e.Setenv("DOCKER_CONFIG", "")
-	e.Setenv(isolated, os.Getenv(isolated)) // retry and code are this binary, too
+	e.Setenv(private.Env, os.Getenv(private.Env)) // retry and code are this binary, too
 	e.Setenv("TERM", "xterm")
 	if w := os.Getenv("KEG_WEAKEN"); w != "" {
 		e.Setenv("KEG_WEAKEN", w)

@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"keg/test/private"
 )
 
 // authority signs certificates.
@@ -169,7 +171,7 @@ func TestSocketIsForItsGroup(t *testing.T) {
 	defer lns[0].Close()
 	connect := func(gid uint32) bool {
 		c := exec.Command("/proc/self/exe", "-test.run", "^TestSocketIsForItsGroup$")
-		c.Env = append(os.Environ(), "KEG_TEST_CONNECT="+filepath.Join(dir, "s"), "KEG_TEST_PRIVATE=1")
+		c.Env = append(os.Environ(), "KEG_TEST_CONNECT="+filepath.Join(dir, "s"), private.Env+"=1")
 		c.Dir = "/"
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: gid}}
 		out, err := c.CombinedOutput()

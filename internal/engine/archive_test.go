@@ -365,7 +365,6 @@ func TestPullAll(t *testing.T) {
 }
 
 func TestOpenURL(t *testing.T) {
-	loopback(t)
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/cut":

@@ -40,7 +40,7 @@ func busybox(t *testing.T) string {
 // liveEngine is a whole engine: real monitors, real network, everything private.
 func liveEngine(t *testing.T) *Engine {
 	t.Helper()
-	private(t)
+	needRoot(t)
 	root := t.TempDir()
 	e := openEngine(t, root, nil)
 	t.Cleanup(func() { noMonitor(t, root) })

@@ -21,7 +21,6 @@ import (
 )
 
 func TestManifestListByHand(t *testing.T) {
-	loopback(t)
 	e := openEngine(t, t.TempDir(), nil)
 	addr, stop := serveRegistry(t, e, filepath.Join(t.TempDir(), "one"))
 	defer stop()
@@ -134,7 +133,6 @@ func TestServingWhatIsHereWritesNothing(t *testing.T) {
 	if err != nil {
 		t.Skip("needs skopeo: apt-get install skopeo")
 	}
-	loopback(t)
 	root := t.TempDir()
 	e := openEngine(t, root, nil)
 	addr, stop := serveRegistry(t, e, "")
@@ -168,7 +166,6 @@ func TestServingWhatIsHereWritesNothing(t *testing.T) {
 }
 
 func TestPushRemembersItsCompression(t *testing.T) {
-	loopback(t)
 	e := openEngine(t, t.TempDir(), nil)
 	addr, stop := serveRegistry(t, e, filepath.Join(t.TempDir(), "registry"))
 	defer stop()
@@ -238,7 +235,6 @@ func sign(t *testing.T, e *Engine, ref image.Reference) digest.Digest {
 // What refers to an image goes along when it is pulled here and pushed there, whether or not the other
 // registry knows what referrers are; and when it cannot be asked for, the image goes alone.
 func TestPushTakesReferrersAlong(t *testing.T) {
-	loopback(t)
 	e := openEngine(t, t.TempDir(), nil)
 	from, stop := serveWith(t, e, filepath.Join(t.TempDir(), "from"), registry.ServerOptions{})
 	defer stop()
@@ -286,7 +282,6 @@ func TestPushTakesReferrersAlong(t *testing.T) {
 
 // An image in a registry is described without a layer of it being asked for.
 func TestInspectRemote(t *testing.T) {
-	loopback(t)
 	e := openEngine(t, t.TempDir(), nil)
 	host, stop := serveWith(t, e, filepath.Join(t.TempDir(), "registry"), registry.ServerOptions{})
 	defer stop()

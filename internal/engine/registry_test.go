@@ -30,7 +30,6 @@ func serveRegistry(t *testing.T, e *Engine, dir string) (addr string, stop func(
 }
 
 func TestTheEnginesOwnStoreAsARegistry(t *testing.T) {
-	loopback(t)
 	e := openEngine(t, t.TempDir(), nil)
 	addr, stop := serveRegistry(t, e, "")
 	defer stop()
@@ -49,7 +48,6 @@ func TestTheEnginesOwnStoreAsARegistry(t *testing.T) {
 }
 
 func TestPushAndPullThroughARegistry(t *testing.T) {
-	loopback(t)
 	e := openEngine(t, t.TempDir(), nil)
 	addr, stop := serveRegistry(t, e, filepath.Join(t.TempDir(), "registry"))
 	defer stop()

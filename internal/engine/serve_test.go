@@ -45,7 +45,6 @@ func serveWith(t *testing.T, e *Engine, dir string, o registry.ServerOptions) (h
 // An image comes through a registry that never saw it, into a store on disk, and again when
 // its upstream is gone.
 func TestPullThroughOnDisk(t *testing.T) {
-	loopback(t)
 	e := openEngine(t, t.TempDir(), nil)
 	up, stopUp := serveWith(t, e, filepath.Join(t.TempDir(), "up"), registry.ServerOptions{})
 	defer stopUp()
@@ -81,7 +80,6 @@ func TestPullThroughOnDisk(t *testing.T) {
 // RS6 over HTTP: collections and retention as fast as they go while clients push, pull and
 // move tags; nothing that was acknowledged is missing.
 func TestHousekeepingWhilePushing(t *testing.T) {
-	loopback(t)
 	e := openEngine(t, t.TempDir(), nil)
 	host, stop := serveWith(t, e, filepath.Join(t.TempDir(), "registry"), registry.ServerOptions{
 		Metrics: true, Delete: true,
@@ -135,7 +133,6 @@ func TestHousekeepingWhilePushing(t *testing.T) {
 // Pushes, pulls and deletions of a second's life while garbage is collected each second, for eight seconds (with KEG_SOAK=2m
 // two minutes, with KEG_SOAK=1 an hour): no operation fails, and at the end all that stands under a name is whole.
 func TestPushSoakWithCollection(t *testing.T) {
-	loopback(t)
 	length := 8 * time.Second
 	if testing.Short() {
 		length = 3 * time.Second

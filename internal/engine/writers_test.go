@@ -20,7 +20,6 @@ import (
 // RS2: fifty at once put manifests of their own under one tag, twice each: every answer is 201, the tag is one of theirs,
 // each of them is there by its digest, and nothing half-written is left.
 func TestFiftyWritersOfOneTag(t *testing.T) {
-	loopback(t)
 	e := openEngine(t, t.TempDir(), nil)
 	dir := filepath.Join(t.TempDir(), "registry")
 	host, stop := serveWith(t, e, dir, registry.ServerOptions{})

@@ -7,14 +7,11 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -23,9 +20,8 @@ import (
 
 	"keg/internal/container"
 	"keg/internal/snapshot"
+	"keg/test/private"
 )
-
-const private = "KEG_TEST_PRIVATE"
 
 func TestMain(m *testing.M) {
 	if os.Args[0] == Argv0 {
@@ -34,20 +30,8 @@ func TestMain(m *testing.M) {
 	if IsInit(os.Args[0]) {
 		os.Exit(Init(os.Args[1:]))
 	}
-	if os.Geteuid() != 0 || os.Getenv(private) != "" {
-		os.Exit(m.Run())
-	}
-	c := exec.Command("/proc/self/exe", os.Args[1:]...)
-	c.Args[0] = os.Args[0]
-	c.Env = append(os.Environ(), private+"=1")
-	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	c.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET}
-	if err := c.Run(); err != nil {
-		if c.ProcessState == nil {
-			fmt.Fprintln(os.Stderr, err)
-		}
-		os.Exit(1)
-	}
+	private.Enter()
+	os.Exit(m.Run())
 }
 
 // house is one engine's directories with a busybox image.

@@ -14,9 +14,10 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"keg/test/private"
 
 	"github.com/google/nftables"
 	mnet "github.com/moby/moby/api/types/network"
@@ -24,40 +25,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const labEnv = "KEG_NETWORK_LAB"
-
 func TestMain(m *testing.M) {
-	if os.Getuid() != 0 || os.Getenv(labEnv) != "" {
-		if os.Getuid() == 0 {
-			lo, err := netlink.LinkByName("lo")
-			if err == nil {
-				err = netlink.LinkSetUp(lo)
-			}
-			if err != nil {
-				fmt.Fprintln(os.Stderr, err)
-				os.Exit(1)
-			}
-		}
-		os.Exit(m.Run())
-	}
-	self, err := os.Executable()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	cmd := exec.Command(self, os.Args[1:]...)
-	cmd.Env = append(os.Environ(), labEnv+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	err = cmd.Run()
-	if e, ok := err.(*exec.ExitError); ok {
-		os.Exit(e.ExitCode())
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "test laboratory:", err)
-		os.Exit(1)
-	}
-	os.Exit(0)
+	private.Enter()
+	os.Exit(m.Run())
 }
 
 // lab is an engine on an empty host. At the end it checks that nothing is left.

@@ -5,10 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -17,19 +15,13 @@ import (
 
 	"keg/internal/fault"
 	"keg/internal/sandbox/cgroup"
+	"keg/test/private"
 )
 
 // The tests run in mount and network namespaces of their own.
 func TestMain(m *testing.M) {
-	if os.Geteuid() != 0 || os.Getenv("KEG_TEST_INSIDE") != "" {
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), "KEG_TEST_INSIDE=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET}
-	_ = cmd.Run()
-	os.Exit(cmd.ProcessState.ExitCode())
+	private.Enter()
+	os.Exit(m.Run())
 }
 
 // lab is a runtime and a bundle with busybox.

@@ -5,16 +5,15 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"keg/internal/sandbox/cgroup"
+	"keg/test/private"
 )
 
 // The tests run in mount and network namespaces of their own; the test binary is also a
@@ -23,9 +22,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "probe" {
 		os.Exit(probe(os.Args[2:]))
 	}
-	if os.Geteuid() == 0 && os.Getenv("KEG_TEST_INSIDE") == "" {
-		os.Exit(inside())
-	}
+	private.Enter()
 	before, _ := os.ReadFile("/proc/self/mountinfo")
 	code := m.Run()
 	if left := leftovers(string(before)); len(left) > 0 {
@@ -52,21 +49,6 @@ func leftovers(mounts string) (left []string) {
 		left = append(left, fmt.Sprint("a child ", pid))
 	}
 	return left
-}
-
-func inside() int {
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), "KEG_TEST_INSIDE=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET}
-	if err := cmd.Run(); err != nil {
-		if e, ok := err.(*exec.ExitError); ok {
-			return e.ExitCode()
-		}
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return 0
 }
 
 func needRoot(t testing.TB) {

@@ -4,52 +4,28 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"syscall"
 	"testing"
 	"time"
+
+	"keg/test/private"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
-const inside = "KEG_TEST_PRIVATE_NAMESPACE"
-
 // TestMain runs the tests in a mount namespace of their own, so that nothing they
 // mount is seen or left on the host.
 func TestMain(m *testing.M) {
-	if os.Geteuid() != 0 || os.Getenv(inside) != "" {
-		if os.Getenv(inside) != "" {
-			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-				fmt.Fprintln(os.Stderr, "make mounts private:", err)
-				os.Exit(1)
-			}
-		}
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Run(); err != nil {
-		if cmd.ProcessState == nil {
-			fmt.Fprintln(os.Stderr, "private namespaces are not to be had, running without:", err)
-			os.Exit(m.Run())
-		}
-		os.Exit(max(1, cmd.ProcessState.ExitCode()))
-	}
+	private.Enter()
+	os.Exit(m.Run())
 }
 
 func needsRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: mounts overlays")
-	}
-	if os.Getenv(inside) == "" {
-		t.Skip("needs a private mount namespace, which this host refuses")
 	}
 }
 

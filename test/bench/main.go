@@ -16,7 +16,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/vishvananda/netlink"
+	"keg/test/private"
 )
 
 // row is one command that is timed.
@@ -39,35 +39,14 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench: needs root")
 		os.Exit(1)
 	}
-	if os.Getenv("KEG_BENCH_ISOLATED") == "" {
-		os.Exit(isolate())
-	}
+	private.Enter()
 	if err := run(*keg, *rounds, *docker, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func isolate() int {
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), "KEG_BENCH_ISOLATED=1")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		return 1
-	}
-	return cmd.ProcessState.ExitCode()
-}
-
 func run(keg string, rounds int, withDocker bool, only string) error {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return err
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		return err
-	}
 	dir, err := os.MkdirTemp("", "kegbench-")
 	if err != nil {
 		return err

@@ -16,10 +16,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"slices"
-	"syscall"
 	"time"
+
+	"keg/test/private"
 )
 
 // row is one way that the bytes take.
@@ -51,9 +51,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "netbench: needs root")
 		os.Exit(1)
 	}
-	if os.Getenv("KEG_BENCH_ISOLATED") == "" {
-		os.Exit(isolate())
-	}
+	private.Enter()
 	die(run(*keg, *rounds, *long))
 }
 
@@ -63,18 +61,6 @@ func die(err error) {
 		os.Exit(1)
 	}
 	os.Exit(0)
-}
-
-func isolate() int {
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), "KEG_BENCH_ISOLATED=1")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
-		fmt.Fprintln(os.Stderr, "netbench:", err)
-		return 1
-	}
-	return cmd.ProcessState.ExitCode()
 }
 
 func run(keg string, rounds int, long time.Duration) error {
