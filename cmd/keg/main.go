@@ -1,12 +1,13 @@
-// Command keg is a container engine. It has three doors: the command line, the monitor
-// that keg starts for each container (which may be that container's init, too), and the keeper
-// of an ordinary user's namespaces.
+// Command keg is a container engine. It has four doors: the command line, the monitor
+// that keg starts for each container (which may be that container's init, too), and for ordinary users the keeper
+// of their namespaces and the server of a container's files with ids of its own.
 package main
 
 import (
 	"os"
 
 	"keg/internal/cli"
+	"keg/internal/mirror"
 	"keg/internal/monitor"
 	"keg/internal/rootless"
 )
@@ -20,6 +21,9 @@ func main() {
 	}
 	if os.Args[0] == rootless.Argv0 {
 		os.Exit(rootless.Main(os.Args[1:]))
+	}
+	if os.Args[0] == mirror.Argv0 {
+		os.Exit(mirror.Main(os.Args[1:]))
 	}
 	os.Exit(cli.Main(os.Args))
 }

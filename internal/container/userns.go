@@ -13,9 +13,9 @@ import (
 
 // Userns is a parsed user namespace mode.
 type Userns struct {
-	Auto   bool // a range of ids of the container's own
-	KeepID bool // the caller keeps his ids
-	Size   uint32
+	Auto   bool   // a range of ids of the container's own
+	KeepID bool   // the caller keeps his ids
+	Size   uint32 // of the range; 0: as it fits
 	// UID and GID are who the caller is inside, with KeepID; -1: who he is outside.
 	UID, GID int64
 }
@@ -32,7 +32,7 @@ func ParseUserns(mode string) (u Userns, err error) {
 	kind, rest, more := strings.Cut(mode, ":")
 	switch kind {
 	case "auto":
-		u.Auto, u.Size = true, 1<<16
+		u.Auto = true
 	case "keep-id":
 		u.KeepID = true
 	case "", "host":

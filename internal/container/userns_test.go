@@ -11,7 +11,7 @@ func TestParseUserns(t *testing.T) {
 	for mode, want := range map[string]Userns{
 		"":                          {UID: -1, GID: -1},
 		"host":                      {UID: -1, GID: -1},
-		"auto":                      {Auto: true, Size: 65536, UID: -1, GID: -1},
+		"auto":                      {Auto: true, UID: -1, GID: -1},
 		"auto:size=1000":            {Auto: true, Size: 1000, UID: -1, GID: -1},
 		"keep-id":                   {KeepID: true, UID: -1, GID: -1},
 		"keep-id:uid=1000,gid=1001": {KeepID: true, UID: 1000, GID: 1001},

@@ -116,6 +116,9 @@ func (m *monitor) recordExit(r *run, end time.Time, again bool) {
 	m.st.Pid, m.st.StartTime, m.st.SandboxKey = 0, 0, ""
 	m.st.ExitCode, m.st.OOMKilled, m.st.Finished = r.exit.Code, r.exit.OOM, end.UTC()
 	m.st.ManualStop = m.stopped
+	if r.fate != "" {
+		m.st.Error = r.fate
+	}
 	m.st.Networks, m.st.Ports = nil, nil
 	if !again && m.rec.Host.AutoRemove {
 		if err := m.containers.Retire(m.id); err != nil && !fault.Is(err, fault.NotFound) {

@@ -58,7 +58,14 @@ func (m *monitor) prepareVolume(ctx context.Context, r *run, name, dest string, 
 	}
 	r.volumes = append(r.volumes, func() { release(); m.volumeEvent(events.ActionUnmount, name, nil) })
 	sub := m.rec.Subpaths[dest]
-	if sub != "" {
+	mirrored := r.ids != nil && r.ids.mirrored
+	if mirrored {
+		f, err := m.volumes.Open(name, sub)
+		if err != nil {
+			return subpathError(name, sub, err)
+		}
+		r.shown = append(r.shown, shownVolume{dest, f})
+	} else if sub != "" {
 		// Held open, and named by descriptor: what others do in the volume meanwhile
 		// cannot lead the mount out of it.
 		f, err := m.volumes.Open(name, sub)

@@ -20,6 +20,7 @@ import (
 	"keg/internal/delegate"
 	"keg/internal/fault"
 	"keg/internal/linux"
+	"keg/internal/mirror"
 	"keg/internal/network"
 	"keg/internal/sandbox"
 	"keg/internal/snapshot"
@@ -47,6 +48,9 @@ type run struct {
 	health  *health
 	box     *delegate.Container // of an installed runtime; nil: the sandbox's own
 	ids     *userns             // of its own; nil: the engine's
+	shown   []shownVolume       // until the mirror has them
+	mirror  *mirror.Mirror      // nil: the container sees the files themselves
+	fate    string              // why it was ended, if that was not a person's doing
 }
 
 // start makes everything and executes the program. The starter, when there is one, is
@@ -224,6 +228,7 @@ func (m *monitor) recordStart(r *run, pid int, start uint64) error {
 
 // announce is what may be done when the program runs already.
 func (m *monitor) announce(r *run) {
+	m.watchMirror(r)
 	m.event(events.ActionStart, nil)
 	if weakness.Of("RT19") {
 		weakness.Obey(m.rec.Config.Labels)
@@ -260,6 +265,11 @@ func (m *monitor) prepare(ctx context.Context, r *run) (o container.SpecOptions,
 	o.UID, o.GID, o.AdditionalGids, o.Home = u.UID, u.GID, u.AdditionalGids, home
 	if err := m.prepareVolumes(ctx, r); err != nil {
 		return o, err
+	}
+	if r.ids != nil && r.ids.mirrored {
+		if err := r.mirrorFiles(); err != nil {
+			return o, err
+		}
 	}
 	o.Devices = lookDevices
 	if h.Privileged {
@@ -378,6 +388,16 @@ func (r *run) freeFiles() {
 	}
 	closeAll(r.files)
 	r.files = nil
+	for _, v := range r.shown {
+		v.dir.Close()
+	}
+	r.shown = nil
+	if r.mirror != nil {
+		if err := r.mirror.Close(); err != nil {
+			complain(err)
+		}
+		r.mirror = nil
+	}
 	r.ids.close()
 	r.ids = nil
 	for _, release := range r.volumes {

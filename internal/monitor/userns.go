@@ -2,10 +2,11 @@ package monitor
 
 // The user namespace of a run: a range of ids that no other container has, or the caller's ids under
 // other numbers. Nothing on disk depends on it: layers and volumes are mounted with shifted
-// owners, so a range is the container's only while it runs.
+// owners, so a range is the container's only while it runs. See mirror.go for an ordinary user's.
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -29,6 +30,7 @@ type userns struct {
 	uids, gids []specs.LinuxIDMapping
 	user, net  *os.File
 	shifted    bool // files on disk have other owners than the container sees
+	mirrored   bool // as shifted, but an ordinary user cannot mount the disk's file systems so: a mirror of them he can
 	ranges     []*os.File
 }
 
@@ -44,11 +46,14 @@ func (u *userns) close() {
 	if u == nil {
 		return
 	}
-	u.user.Close()
+	u.user.Close() // or they are nil, and Close says so
 	u.net.Close()
 	for _, f := range u.ranges {
 		os.Remove(f.Name())
 		f.Close()
+	}
+	if u.mirrored && len(u.ranges) > 0 {
+		os.Remove(filepath.Dir(u.ranges[0].Name())) // when it is empty
 	}
 }
 
@@ -70,18 +75,23 @@ func (m *monitor) makeUserns() (u *userns, err error) {
 	case mode.KeepID:
 		u.uids, u.gids = keepIDs(mode)
 	case linux.InUserNS():
-		return nil, fault.Unsupportedf("--userns=auto: the kernel lets only root mount the files of an image with shifted owners; " +
-			"an ordinary user's containers are apart from the host's users already, use --userns=keep-id or leave it out")
+		u.mirrored = true
+		if u.uids, err = m.userRange(u, mode.Size); err != nil {
+			return nil, err
+		}
+		u.gids = u.uids
 	default:
 		u.shifted = true
-		first, err := u.takeRange(mode.Size, m.id)
+		size := cmp.Or(mode.Size, rootsSize)
+		first, err := u.takeRange(size, m.id)
 		if err != nil {
 			return nil, err
 		}
-		u.uids = []specs.LinuxIDMapping{{HostID: first, Size: mode.Size}}
+		u.uids = []specs.LinuxIDMapping{{HostID: first, Size: size}}
 		u.gids = u.uids
 	}
 	if u.user, u.net, err = sandbox.Namespaces(u.uids, u.gids); err != nil {
+		u.close()
 		return nil, fmt.Errorf("make the container's user namespace: %w", err)
 	}
 	return u, nil
@@ -104,6 +114,7 @@ const (
 	// rangesDir is the host's, whatever the engine's directories are: ids are shared by all.
 	rangesDir = "/run/keg-ids"
 	unit      = 1 << 16 // ids that a file there stands for
+	rootsSize = 1 << 16 // of a range when nobody says it
 )
 
 // takeRange finds count ids that no other container has. Each unit of them is a file that is
@@ -122,17 +133,17 @@ func (u *userns) takeRange(count uint32, id string) (first uint32, err error) {
 	places := units - need + 1
 	for i := range places {
 		at := (h.Sum32()%places + i) % places
-		if u.lockUnits(base+at*unit, need) {
+		if u.lockUnits(rangesDir, base+at*unit, need, unit) {
 			return base + at*unit, nil
 		}
 	}
 	return 0, fault.Unavailablef("--userns=auto: all ids that /etc/subuid gives to keg are in use; give it more, or end containers")
 }
 
-// lockUnits takes all or nothing.
-func (u *userns) lockUnits(first, n uint32) bool {
+// lockUnits takes n units of size ids from first, or none.
+func (u *userns) lockUnits(dir string, first, n, size uint32) bool {
 	for i := range n {
-		name := filepath.Join(rangesDir, strconv.FormatUint(uint64(first+i*unit), 10))
+		name := filepath.Join(dir, strconv.FormatUint(uint64(first+i*size), 10))
 		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 		if err == nil {
 			u.ranges = append(u.ranges, f)

@@ -3,6 +3,7 @@ package rootless
 // What an ordinary user's engine has and lacks on this host, a sentence each.
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/user"
@@ -47,6 +48,34 @@ func Features(run string) []Feature {
 	}
 	way.Text = sentence(string(text))
 	return []Feature{ids, way, pings(number("/proc/sys/net/ipv4/ping_group_range"), gid), lowPorts(number("/proc/sys/net/ipv4/ip_unprivileged_port_start")), limits()}
+}
+
+// Lack says why the user has one id only, and what to do. It is for a process inside.
+func Lack() string {
+	uid, gid, name := whoWeAre()
+	return cmp.Or(findIDs(name, uid, gid).lack, "more were given meanwhile, and come when all containers have ended and keg starts anew")
+}
+
+// MoreIDs says how the user gets more subordinate ids.
+func MoreIDs() string {
+	uid, gid, name := whoWeAre()
+	next := 100000
+	ids := findIDs(name, uid, gid)
+	for _, s := range append(ids.uids, ids.gids...) {
+		next = max(next, s.first+s.count)
+	}
+	more := fmt.Sprintf("%d-%d", next, next+1<<16-1)
+	return "add ids to /etc/subuid and /etc/subgid, such that nobody else has, with: sudo usermod --add-subuids " + more + " --add-subgids " + more + " " +
+		cmp.Or(name, strconv.Itoa(uid)) + " (they come when all containers have ended)"
+}
+
+func whoWeAre() (uid, gid int, name string) {
+	u, _ := linux.OwnIDs("uid_map")
+	g, _ := linux.OwnIDs("gid_map")
+	if acc, err := user.LookupId(strconv.Itoa(int(u))); err == nil {
+		name = acc.Username
+	}
+	return int(u), int(g), name
 }
 
 func sentence(s string) string {

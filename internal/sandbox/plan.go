@@ -105,6 +105,10 @@ func (p *program) enterUser(clone uint64) {
 	p.add("join", "the user namespace", unix.SYS_SETNS, fd("userns"), num(unix.CLONE_NEWUSER))
 	p.add("become", "root of the user namespace", unix.SYS_SETRESGID, num(0), num(0), num(0))
 	p.add("become", "root of the user namespace", unix.SYS_SETRESUID, num(0), num(0), num(0))
+	if clone&cloneNewTime != 0 { // clone(2) takes the bit for a signal's
+		p.add("unshare", "the time namespace", unix.SYS_UNSHARE, num(cloneNewTime))
+		clone &^= cloneNewTime
+	}
 	p.add("clone into", "the container's namespaces", unix.SYS_CLONE, num(clone|unix.CLONE_PARENT|uint64(unix.SIGCHLD)), num(0), num(0), num(0), num(0)).
 		flag(parentExit)
 }

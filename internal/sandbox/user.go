@@ -89,6 +89,27 @@ func LookupUser(rootFd int, spec string, groupAdd []string) (u specs.User, home 
 	return u, home, nil
 }
 
+// LastID is the highest id that accounts of the root at rootFd have, but except.
+func LastID(rootFd int, except int) (last uint32, err error) {
+	users, groups, err := accounts(rootFd)
+	if err != nil {
+		return 0, err
+	}
+	see := func(id int) {
+		if inRange(id) && id != except {
+			last = max(last, uint32(id))
+		}
+	}
+	for _, u := range users {
+		see(u.Uid)
+		see(u.Gid)
+	}
+	for _, g := range groups {
+		see(g.Gid)
+	}
+	return last, nil
+}
+
 func findGroup(groups []user.Group, name string) (uint32, error) {
 	id, numeric, err := parseID(name)
 	if err != nil {
