@@ -82,6 +82,8 @@ type images interface {
 	Tag(ctx context.Context, source, target string) error
 	RemoveImage(ctx context.Context, ref string, force bool) ([]dimage.DeleteResponse, error)
 	Build(ctx context.Context, o builder.Options, progress func(builder.Event)) (*builder.Result, error)
+	CheckBuild(ctx context.Context, o builder.Options) (*builder.Checked, error)
+	BuildCache(ctx context.Context, f engine.Filter) ([]engine.CacheEntry, error)
 	BuildTo(ctx context.Context, q engine.BuildRequest, progress func(builder.Event)) (*engine.Built, error)
 	Save(ctx context.Context, names []string, w io.Writer, o engine.SaveOptions) error
 	Load(ctx context.Context, r io.Reader, o engine.LoadOptions) ([]engine.Loaded, error)

@@ -158,7 +158,7 @@ func fetchSession(ctx context.Context, from sources, dir, name string, o *builde
 		return fault.Invalidf("error reading .dockerignore: %w", err)
 	}
 	o.Context = filepath.Join(dir, "context")
-	root, err := fetchFiles(ctx, from.contextOf, buildsession.Select{Dir: from.context, Exclude: patterns}, o.Context, out)
+	root, err := fetchFiles(ctx, from.contextOf, buildsession.Select{Dir: from.context, Exclude: patterns}, o.Context, out.transfer("[internal] receive build context"))
 	if err != nil {
 		return err
 	}
@@ -228,7 +228,7 @@ func readIgnore(root *os.Root, name string) ([]byte, error) {
 }
 
 // fetchFiles makes a directory of what is selected. out is told how much came; nil: nobody.
-func fetchFiles(ctx context.Context, session *buildsession.Session, sel buildsession.Select, dir string, out *trace) (*os.Root, error) {
+func fetchFiles(ctx context.Context, session *buildsession.Session, sel buildsession.Select, dir string, out *transfer) (*os.Root, error) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -239,7 +239,7 @@ func fetchFiles(ctx context.Context, session *buildsession.Session, sel buildses
 	var progress func(int64)
 	finish := func(error) {}
 	if out != nil {
-		progress, finish = out.transfer()
+		progress, finish = out.progress, out.finish
 	}
 	in := &incoming{unpacking: unpacking{root: root}}
 	err = session.Files(ctx, sel, in, progress)

@@ -55,6 +55,7 @@ func (s *Server) control(w *reply, r *request) error {
 	defer conn.Close()
 	c := &control{s: s, references: map[string]*reference{}}
 	grpc.Serve(r.Context(), conn, c.methods(), s.o.Log)
+	c.close()
 	return nil
 }
 
@@ -77,6 +78,7 @@ func (c *control) methods() map[string]grpc.Method {
 		buildcontrol.Control + "Solve":       c.solve,
 		buildcontrol.Bridge + "Ping":         c.ping,
 		buildcontrol.Bridge + "Solve":        c.frontend,
+		buildcontrol.Bridge + "Evaluate":     c.evaluate,
 		buildcontrol.Bridge + "Return":       c.end,
 		buildcontrol.Bridge + "Warn":         c.warn,
 	} {
@@ -88,7 +90,10 @@ func (c *control) methods() map[string]grpc.Method {
 func (c *control) worker() buildcontrol.Worker {
 	name, _ := os.Hostname()
 	return buildcontrol.Worker{ID: "keg", Version: c.s.o.Version, Platforms: []image.Platform{image.Host()},
-		Labels: map[string]string{"org.mobyproject.buildkit.worker.executor": "keg", "org.mobyproject.buildkit.worker.hostname": name}}
+		Labels: map[string]string{
+			"org.mobyproject.buildkit.worker.executor": "keg", "org.mobyproject.buildkit.worker.hostname": name,
+			// By this clients know an engine that has all outputs, caches, several platforms and attestations.
+			"org.mobyproject.buildkit.worker.snapshotter": "overlayfs"}}
 }
 
 func (c *control) info(*grpc.Stream, []byte) ([]byte, error) {
@@ -412,7 +417,7 @@ func (c *control) solve(st *grpc.Stream, b []byte) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		return c.export(ctx, v, r)
+		return r.export(ctx)
 	}
 	var r *buildcontrol.Return
 	select {
@@ -428,13 +433,11 @@ func (c *control) solve(st *grpc.Stream, b []byte) ([]byte, error) {
 	case len(r.Refs) > 1:
 		return nil, fault.Unsupportedf("a result of several references is not supported; a Dockerfile gives one for all its platforms")
 	}
-	c.mu.Lock()
-	ref := c.references[r.Refs[0]]
-	c.mu.Unlock()
-	if ref == nil {
-		return nil, fault.NotFoundf("no such reference %q", r.Refs[0])
+	ref, err := c.find(r.Refs[0])
+	if err != nil {
+		return nil, err
 	}
-	return c.export(ctx, v, ref)
+	return ref.export(ctx)
 }
 
 func errLLB() error {

@@ -1,20 +1,14 @@
 package api
 
-// The build behind a reference: attributes of a frontend become options of the builder, the exporters of Control/Solve its
-// outputs.
+// The build behind a reference. It is made when somebody needs it: another build that stands on it, or the exporters of
+// Control/Solve.
 
 import (
 	"context"
 	"crypto/rand"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"maps"
 	"slices"
-	"strconv"
-	"strings"
-
-	"github.com/docker/go-units"
 
 	"keg/internal/buildcontrol"
 	"keg/internal/builder"
@@ -25,18 +19,26 @@ import (
 	"keg/internal/image"
 )
 
-// reference is what LLBBridge/Solve gives: a build that is made when somebody needs it.
+// reference is what LLBBridge/Solve gives.
 type reference struct {
+	c     *control
 	id    string
 	solve *solve
 	front *buildcontrol.Frontend
+
+	busy     chan struct{} // held by who works on what follows
+	dir      string        // its scratch; "": none yet
+	remove   func()
+	session  *buildsession.Session
+	request  *engine.BuildRequest // without outputs
+	trace    *trace
+	prepared bool
+	made     *engine.Built // once it was evaluated
 }
 
 func (c *control) reference(v *solve, f *buildcontrol.Frontend) (*reference, error) {
-	if f.Definition != nil {
-		return nil, errLLB()
-	}
 	switch {
+	case f.Name == "" && f.Definition != nil:
 	case f.Name == "dockerfile.v0":
 	case f.Name == "gateway.v0" && dockersFrontend(f.Attrs["source"]):
 	case f.Name == "gateway.v0":
@@ -49,9 +51,42 @@ func (c *control) reference(v *solve, f *buildcontrol.Frontend) (*reference, err
 	if len(c.references) >= maxReferences {
 		return nil, fault.Unavailablef("the client has %d references; it has to connect anew", maxReferences)
 	}
-	r := &reference{rand.Text(), v, f}
+	r := &reference{c: c, id: rand.Text(), solve: v, front: f, busy: make(chan struct{}, 1)}
 	c.references[r.id] = r
 	return r, nil
+}
+
+func (c *control) find(id string) (*reference, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r := c.references[id]; r != nil {
+		return r, nil
+	}
+	return nil, fault.NotFoundf("no such reference %q", id)
+}
+
+// close takes away what references have, when no call is under way.
+func (c *control) close() {
+	for _, r := range c.references {
+		r.drop()
+	}
+}
+
+func (r *reference) drop() {
+	if r.remove != nil {
+		r.remove()
+		r.remove, r.dir, r.prepared = nil, "", false
+	}
+}
+
+// hold waits for the others that work on a reference.
+func (r *reference) hold(ctx context.Context) (release func(), err error) {
+	select {
+	case r.busy <- struct{}{}:
+		return func() { <-r.busy }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // dockersFrontend: keg's own does what that image would do.
@@ -73,239 +108,172 @@ func (c *control) frontend(st *grpc.Stream, b []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return buildcontrol.Result{Ref: r.id}.Encode(), nil
+	if name, ok := f.Attrs["requestid"]; ok {
+		m, err := r.answer(st.Context(), name)
+		return buildcontrol.Result{Metadata: m}.Encode(), statusOfBuild(err)
+	}
+	if f.Evaluate {
+		if _, err := r.evaluate(st.Context()); err != nil {
+			return nil, statusOfBuild(err)
+		}
+	}
+	return buildcontrol.Result{Ref: r.id, Definition: buildcontrol.Source(referenceScheme + r.id)}.Encode(), nil
+}
+
+// referenceScheme begins the sources of definitions that stand for references.
+const referenceScheme = "keg-reference://"
+
+// start makes what the build needs: a scratch, its session, options, contexts.
+func (r *reference) start(ctx context.Context) (err error) {
+	if r.prepared {
+		return nil
+	}
+	if r.dir == "" {
+		if r.dir, r.remove, err = makeScratch(r.c.s.o.Scratch); err != nil {
+			return err
+		}
+	}
+	if r.session, err = r.c.s.sessions.get(ctx, r.solve.Session); err != nil {
+		return err
+	}
+	r.trace = newTrace(r.solve.Ref, func(t buildsession.Trace) { r.solve.feed.put(ctx, t) })
+	q := engine.BuildRequest{}
+	if q.Options, err = frontendOptions(r.front.Attrs, r.solve.Entitlements); err != nil {
+		return err
+	}
+	if q.Platforms, err = platforms(r.front.Attrs["platform"]); err != nil {
+		return err
+	}
+	if len(q.Platforms) > 0 {
+		q.Platform = &q.Platforms[0]
+	}
+	if q.Provenance, err = provenance(r.front.Attrs); err != nil {
+		return err
+	}
+	q.Caller = caller{r.session}
+	if err := r.contexts(ctx, &q.Options); err != nil {
+		r.drop()
+		return err
+	}
+	r.request, r.prepared = &q, true
+	return nil
+}
+
+// engine asks the client for accounts.
+func (r *reference) engine() Engine {
+	if r.c.s.o.Asking != nil {
+		return r.c.s.o.Asking(caller{r.session}.account)
+	}
+	return r.c.s.engine
+}
+
+// evaluate makes the build, once, without an image of it.
+func (r *reference) evaluate(ctx context.Context) (*engine.Built, error) {
+	release, err := r.hold(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if r.made != nil {
+		return r.made, nil
+	}
+	if r.front.Definition != nil {
+		return nil, errLLB()
+	}
+	if err := r.start(ctx); err != nil {
+		return nil, err
+	}
+	q := *r.request
+	q.NoImage, q.Provenance = true, ""
+	r.trace.tell = func(t buildsession.Trace) { r.solve.feed.put(ctx, t) }
+	r.made, err = r.engine().BuildTo(ctx, q, r.trace.event)
+	return r.made, err
+}
+
+func (c *control) evaluate(st *grpc.Stream, b []byte) ([]byte, error) {
+	id, err := buildcontrol.ParseRef(b)
+	if err != nil {
+		return nil, err
+	}
+	r, err := c.find(id)
+	if err == nil {
+		_, err = r.evaluate(st.Context())
+	}
+	return nil, statusOfBuild(err)
+}
+
+// base is the reference as what a stage stands on.
+func (r *reference) base(name string) builder.Built {
+	return func(ctx context.Context, p image.Platform) (builder.Base, error) {
+		made, err := r.evaluate(ctx)
+		if err != nil {
+			return builder.Base{}, err
+		}
+		ref, _ := image.ParseReference(name) // only shown
+		for _, e := range made.Each {
+			if image.Matches(p, e.Platform) {
+				return builder.Base{Ref: ref, Config: e.Config}, nil
+			}
+		}
+		return builder.Base{}, fault.NotFoundf("it was not built for %s", image.FormatPlatform(p))
+	}
 }
 
 // export makes the build and delivers it.
-func (c *control) export(ctx context.Context, v *solve, r *reference) ([]byte, error) {
-	dir, remove, err := makeScratch(c.s.o.Scratch)
+func (r *reference) export(ctx context.Context) ([]byte, error) {
+	if r.front.Definition != nil {
+		return nil, errLLB()
+	}
+	release, err := r.hold(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer remove()
-	b := &controlBuild{s: c.s, solve: v, attrs: r.front.Attrs, dir: dir, trace: newTrace(v.Ref, func(t buildsession.Trace) { v.feed.put(ctx, t) })}
-	built, err := b.run(ctx)
+	defer release()
+	defer r.drop()
+	if err := r.start(ctx); err != nil {
+		return nil, statusOfBuild(err)
+	}
+	q := *r.request
+	d, err := r.delivery(ctx, &q)
+	if err != nil {
+		return nil, err
+	}
+	q.Outputs, q.NoImage = d.outs, len(d.outs) == 0
+	tell := func(t buildsession.Trace) { r.solve.feed.put(ctx, t) }
+	if r.made != nil {
+		tell = again(r.trace.vertices, tell)
+		r.trace = newTrace(r.solve.Ref+" export", nil)
+	}
+	r.trace.tell = tell
+	built, err := r.engine().BuildTo(ctx, q, r.trace.event)
+	if err == nil {
+		r.trace.warnings(built.Checked)
+		err = d.finish(ctx, built)
+	}
 	if err != nil {
 		return nil, statusOfBuild(err)
 	}
-	response, err := b.response(built)
-	return buildcontrol.Solved(response), err
+	return buildcontrol.Solved(d.response), nil
 }
 
-// controlBuild is a build under way.
-type controlBuild struct {
-	s     *Server
-	solve *solve
-	attrs map[string]string
-	dir   string
-	trace *trace
-}
-
-func (b *controlBuild) run(ctx context.Context) (*engine.Built, error) {
-	session, err := b.s.sessions.get(ctx, b.solve.Session)
-	if err != nil {
-		return nil, err
+// again leaves out what was told when the build was evaluated.
+func again(told map[int]buildsession.Vertex, tell func(buildsession.Trace)) func(buildsession.Trace) {
+	names := map[string]bool{}
+	for _, v := range told {
+		names[v.Name] = true
 	}
-	q := engine.BuildRequest{}
-	if q.Options, err = b.options(); err != nil {
-		return nil, err
-	}
-	if q.Outputs, err = b.outputs(); err != nil {
-		return nil, err
-	}
-	q.NoImage = len(q.Outputs) == 0
-	q.Caller = caller{session}
-	if err := b.contexts(ctx, session, &q.Options); err != nil {
-		return nil, err
-	}
-	e := b.s.engine
-	if b.s.o.Asking != nil {
-		e = b.s.o.Asking(caller{session}.account)
-	}
-	return e.BuildTo(ctx, q, b.trace.event)
-}
-
-// contexts has the client send the Dockerfile and the context.
-func (b *controlBuild) contexts(ctx context.Context, session *buildsession.Session, o *builder.Options) (err error) {
-	from := sources{definition: orElse(b.attrs["dockerfilekey"], "dockerfile"), context: orElse(b.attrs["contextkey"], "context")}
-	if from.definitionOf, err = b.sessionOf(ctx, from.definition, session); err != nil {
-		return err
-	}
-	if from.contextOf, err = b.sessionOf(ctx, from.context, session); err != nil {
-		return err
-	}
-	return fetchSession(ctx, from, b.dir, orElse(b.attrs["filename"], "Dockerfile"), o, b.trace)
-}
-
-// sessionOf is the session that has a directory: bake has one for what several builds share.
-func (b *controlBuild) sessionOf(ctx context.Context, dir string, own *buildsession.Session) (*buildsession.Session, error) {
-	id := b.attrs["local-sessionid:"+dir]
-	if id == "" || id == own.ID {
-		return own, nil
-	}
-	return b.s.sessions.get(ctx, id)
-}
-
-func orElse(s, def string) string {
-	if s == "" {
-		return def
-	}
-	return s
-}
-
-// withPrefix are attributes that begin with a prefix, without it.
-func withPrefix(attrs map[string]string, prefix string) map[string]string {
-	m := map[string]string{}
-	for k, v := range attrs {
-		if rest, ok := strings.CutPrefix(k, prefix); ok {
-			m[rest] = v
-		}
-	}
-	return m
-}
-
-// options reads the attributes of the Dockerfile's frontend (moby/buildkit frontend/dockerui/config.go).
-func (b *controlBuild) options() (o builder.Options, err error) {
-	a := b.attrs
-	o = builder.Options{Target: a["target"], Labels: withPrefix(a, "label:"), Args: map[string]*string{}, Pull: a["image-resolve-mode"] == "pull"}
-	for k, v := range withPrefix(a, "build-arg:") {
-		o.Args[k] = &v
-	}
-	if v, ok := a["no-cache"]; ok {
-		if o.NoCache = v == ""; !o.NoCache {
-			o.NoCacheFilter = strings.Split(v, ",")
-		}
-	}
-	switch o.Network = a["force-network-mode"]; o.Network {
-	case "host", "none", "":
-	case "sandbox":
-		o.Network = ""
-	default:
-		return o, fault.Invalidf("invalid netmode %s", o.Network)
-	}
-	for _, name := range b.solve.Entitlements {
-		switch name {
-		case "security.insecure":
-			o.Insecure = true
-		case "network.host":
-			o.HostNetwork = true
-		}
-	}
-	if o.ExtraHosts, err = extraHosts(a["add-hosts"]); err != nil {
-		return o, err
-	}
-	if o.Ulimits, err = ulimits(a["ulimit"]); err != nil {
-		return o, err
-	}
-	o.Limits.CgroupParent, o.Limits.CpusetCpus, o.Limits.CpusetMems = a["cgroup-parent"], a["cpusetcpus"], a["cpusetmems"]
-	for key, p := range map[string]*int64{"shm-size": &o.ShmSize, "memory": &o.Limits.Memory, "memswap": &o.Limits.MemorySwap,
-		"cpushares": &o.Limits.CPUShares, "cpuperiod": &o.Limits.CPUPeriod, "cpuquota": &o.Limits.CPUQuota} {
-		if v := a[key]; v != "" {
-			if *p, err = strconv.ParseInt(v, 10, 64); err != nil {
-				return o, fault.Invalidf("invalid %s value: %s", key, v)
+	silent := map[string]bool{}
+	return func(t buildsession.Trace) {
+		for _, v := range t.Vertices {
+			if names[v.Name] && v.Error == "" {
+				silent[v.Digest] = true
 			}
 		}
+		t.Vertices = slices.DeleteFunc(t.Vertices, func(v buildsession.Vertex) bool { return silent[v.Digest] })
+		t.Statuses = slices.DeleteFunc(t.Statuses, func(s buildsession.Status) bool { return silent[s.Vertex] })
+		t.Logs = slices.DeleteFunc(t.Logs, func(l buildsession.Log) bool { return silent[l.Vertex] })
+		tell(t)
 	}
-	if v := a["platform"]; v != "" {
-		p, err := image.ParsePlatform(v)
-		if err != nil {
-			return o, fault.Invalidf("failed to parse target platform %s: %w", v, err)
-		}
-		o.Platform = &p
-	}
-	return o, nil
-}
-
-// extraHosts reads host=ip,host=ip.
-func extraHosts(list string) (hosts []string, err error) {
-	for pair := range strings.SplitSeq(list, ",") {
-		if pair == "" {
-			continue
-		}
-		name, ip, ok := strings.Cut(strings.Trim(pair, `"`), "=")
-		if !ok {
-			return nil, fault.Invalidf("failed to parse additional hosts: invalid key-value pair %s", pair)
-		}
-		hosts = append(hosts, name+":"+ip)
-	}
-	return hosts, nil
-}
-
-func ulimits(list string) (us []builder.Ulimit, err error) {
-	for s := range strings.SplitSeq(list, ",") {
-		if s == "" {
-			continue
-		}
-		// One value of two parts is quoted: "nofile=1:2" has no comma, so that a list needs no more than this.
-		u, err := units.ParseUlimit(strings.Trim(s, `"`))
-		if err != nil {
-			return nil, fault.Invalidf("failed to parse ulimit: %w", err)
-		}
-		us = append(us, builder.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
-	}
-	return us, nil
-}
-
-// outputs are the exporters.
-func (b *controlBuild) outputs() (outs []engine.Output, err error) {
-	for _, x := range b.solve.Exporters {
-		o := engine.Output{}
-		switch x.Type {
-		case "moby", "image":
-			o.Type = engine.OutputImage
-		default:
-			return nil, fault.Unsupportedf("exporter %q could not be found", x.Type)
-		}
-		for name := range strings.SplitSeq(x.Attrs["name"], ",") {
-			if name == "" {
-				continue
-			}
-			ref, err := image.ParseReference(name)
-			if err != nil {
-				return nil, fault.Invalidf("invalid tag %q: %w", name, err)
-			}
-			o.Names = append(o.Names, ref)
-		}
-		if v := x.Attrs["push"]; v != "" {
-			if o.Push, err = strconv.ParseBool(v); err != nil {
-				return nil, fault.Invalidf("non-bool value specified for push")
-			}
-		}
-		outs = append(outs, o)
-	}
-	return outs, nil
-}
-
-// response is what buildx writes to --metadata-file and --iidfile. An image is known by its id, as in docker images; what a
-// registry has by its digest there.
-func (b *controlBuild) response(r *engine.Built) (map[string]string, error) {
-	if r.ConfigID == "" {
-		return nil, nil
-	}
-	desc, err := json.Marshal(r.Manifest)
-	if err != nil {
-		return nil, err
-	}
-	id := r.ConfigID
-	m := map[string]string{"containerimage.digest": id.String(), "containerimage.config.digest": id.String(),
-		"containerimage.descriptor": base64.StdEncoding.EncodeToString(desc)}
-	for _, name := range slices.Sorted(maps.Keys(r.Pushed)) {
-		m["containerimage.digest"] = r.Pushed[name].String()
-	}
-	var names []string
-	for _, x := range b.solve.Exporters {
-		if n := x.Attrs["name"]; n != "" {
-			for name := range strings.SplitSeq(n, ",") {
-				if ref, err := image.ParseReference(name); err == nil {
-					names = append(names, ref.String())
-				}
-			}
-		}
-	}
-	if len(names) > 0 {
-		m["image.name"] = strings.Join(names, ",")
-	}
-	return m, nil
 }
 
 // statusOfBuild has the place of an error in the Dockerfile with it, which clients show (moby/buildkit solver/errdefs).
@@ -325,6 +293,11 @@ func statusOfBuild(err error) error {
 		return err
 	}
 	s := *grpc.StatusOf(err)
-	s.Details = append(s.Details, grpc.AppendText(grpc.AppendText(nil, 1, "github.com/moby/buildkit/errdefs.Source+json"), 2, detail))
+	s.Details = append(s.Details, anyOf("github.com/moby/buildkit/errdefs.Source+json", detail))
 	return &s
+}
+
+// anyOf is a message google.protobuf.Any.
+func anyOf(url string, value []byte) []byte {
+	return grpc.AppendText(grpc.AppendText(nil, 1, url), 2, value)
 }

@@ -17,10 +17,11 @@ type trace struct {
 	tell     func(buildsession.Trace)
 	build    string // makes the names of vertices unique
 	vertices map[int]buildsession.Vertex
+	own      int // how many vertices are ours, not the builder's: 0, -1, -2 ...
 }
 
 func newTrace(build string, tell func(buildsession.Trace)) *trace {
-	return &trace{tell, build, map[int]buildsession.Vertex{}}
+	return &trace{tell: tell, build: build, vertices: map[int]buildsession.Vertex{}}
 }
 
 func (t *trace) digest(vertex int) string {
@@ -65,24 +66,57 @@ func (t *trace) event(e builder.Event) {
 	t.tell(m)
 }
 
-// transfer is the vertex of the context on its way, which comes before the builder's own.
-func (t *trace) transfer() (progress func(int64), finish func(error)) {
-	start, last := time.Now(), int64(0)
-	t.event(builder.Event{Name: "[internal] receive build context", Started: &start})
-	progress = func(n int64) {
-		last = n
-		t.status(start, n, nil)
-	}
-	return progress, func(err error) {
+// vertex begins one of ours. None of them is told while the builder is at work.
+func (t *trace) vertex(name string) (done func(error)) {
+	id := -t.own
+	t.own++
+	start := time.Now()
+	t.event(builder.Event{Vertex: id, Name: name, Started: &start})
+	return func(err error) {
 		now := time.Now()
-		if last > 0 {
-			t.status(start, last, &now)
-		}
-		t.event(builder.Event{Finished: &now, Err: err})
+		t.event(builder.Event{Vertex: id, Finished: &now, Err: err})
 	}
 }
 
-func (t *trace) status(start time.Time, n int64, completed *time.Time) {
-	t.tell(buildsession.Trace{Statuses: []buildsession.Status{{ID: "transferring context", Vertex: t.digest(0),
-		Current: n, At: time.Now(), Started: &start, Completed: completed}}})
+// warnings tells what is to be said of the Dockerfile.
+func (t *trace) warnings(c *builder.Checked) {
+	if c == nil || len(c.Warnings) == 0 {
+		return
+	}
+	var m buildsession.Trace
+	for _, w := range c.Warnings {
+		m.Warnings = append(m.Warnings, buildsession.Warning{Vertex: t.digest(1), Short: w.String(), URL: w.URL,
+			File: c.Name, Text: c.Text, First: w.Line, Last: max(w.Line, w.LastLine)})
+	}
+	t.tell(m)
+}
+
+// transfer is files on their way.
+type transfer struct {
+	t      *trace
+	vertex string
+	start  time.Time
+	last   int64
+	done   func(error)
+}
+
+func (t *trace) transfer(name string) *transfer {
+	return &transfer{t: t, vertex: t.digest(-t.own), start: time.Now(), done: t.vertex(name)}
+}
+
+func (x *transfer) progress(n int64) {
+	x.last = n
+	x.status(nil)
+}
+
+func (x *transfer) finish(err error) {
+	if now := time.Now(); x.last > 0 {
+		x.status(&now)
+	}
+	x.done(err)
+}
+
+func (x *transfer) status(completed *time.Time) {
+	x.t.tell(buildsession.Trace{Statuses: []buildsession.Status{{ID: "transferring context", Vertex: x.vertex,
+		Current: x.last, At: time.Now(), Started: &x.start, Completed: completed}}})
 }

@@ -4,6 +4,8 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/opencontainers/go-digest"
+
 	"keg/internal/grpc"
 	"keg/internal/image"
 )
@@ -89,4 +91,15 @@ func Pong(w Worker) []byte {
 		}
 	}
 	return grpc.AppendMessage(b, 3, w.encode())
+}
+
+// Source is a definition of LLB that is one source.
+func Source(identifier string) []byte {
+	op := grpc.AppendMessage(nil, 3, grpc.AppendText(nil, 1, identifier))
+	last := grpc.AppendMessage(nil, 1, grpc.AppendText(nil, 1, digest.FromBytes(op).String()))
+	b := grpc.AppendMessage(grpc.AppendMessage(nil, 1, op), 1, last)
+	for _, o := range [][]byte{op, last} {
+		b = grpc.AppendMessage(b, 2, grpc.AppendMessage(grpc.AppendText(nil, 1, digest.FromBytes(o).String()), 2, ""))
+	}
+	return b
 }

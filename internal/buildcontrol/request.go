@@ -229,3 +229,40 @@ func ParseData(b []byte) (d Data, err error) {
 
 // Encode writes it.
 func (d Data) Encode() []byte { return grpc.AppendText(nil, 1, []byte(d)) }
+
+// Operation is a source in a definition of LLB (solver/pb/ops.proto).
+type Operation struct {
+	Identifier string
+	Attrs      map[string]string
+}
+
+// ParseSources reads the sources of a definition. Operations on files are passed over: clients add them to unpack an archive.
+// Others are an error.
+func ParseSources(def []byte) (ops []Operation, err error) {
+	err = fields(def, map[int]decoder{1: func(f grpc.Field) error {
+		var o Operation
+		source := false
+		err := fields(f.Data, map[int]decoder{
+			2: func(grpc.Field) error { return errOperation("exec") },
+			3: func(f grpc.Field) error {
+				source = true
+				return fields(f.Data, map[int]decoder{1: toText(&o.Identifier), 2: toMap(&o.Attrs)})
+			},
+			5: func(grpc.Field) error { return errOperation("build") },
+			6: func(grpc.Field) error { return errOperation("merge") },
+			7: func(grpc.Field) error { return errOperation("diff") },
+		})
+		if source {
+			ops = append(ops, o)
+		}
+		if err == nil {
+			err = bounded(len(ops))
+		}
+		return err
+	}})
+	return ops, err
+}
+
+func errOperation(kind string) error {
+	return fault.Unsupportedf("the operation %q of LLB is not supported: keg builds Dockerfiles", kind)
+}

@@ -174,6 +174,7 @@ type Elsewhere interface {
 type Result struct {
 	Manifest image.Descriptor // zero with NoImage, as is ConfigID
 	ConfigID digest.Digest
+	Config   *image.Config   // with NoImage: what the image's would be
 	Stack    []digest.Digest // the layers of the target, bottom first
 	Platform image.Platform
 	Made     []Made     // what the steps made, in an order in which each comes after what it reads
@@ -182,6 +183,7 @@ type Result struct {
 	Bases    []Base     // the images that the build stands on or reads
 	Epoch    *time.Time // SOURCE_DATE_EPOCH, if it was set
 	Warnings []string
+	Checked  *Checked // the same, with their places
 	Advice   []Advice // what another order of lines would have saved
 }
 
@@ -290,6 +292,7 @@ func build(ctx context.Context, o Options, d deps) (_ *Result, err error) {
 	for _, w := range file.Warnings {
 		res.Warnings = append(res.Warnings, w.String())
 	}
+	res.Checked = &Checked{Name: file.Name, Text: file.Text, Warnings: file.Warnings, Strict: file.Strict}
 	res.Advice = s.advise()
 	return res, nil
 }

@@ -25,6 +25,7 @@ type Lookup func(ref image.Reference, p image.Platform) (*image.Config, bool)
 // Checked is the result of Check.
 type Checked struct {
 	Name     string // of the Dockerfile
+	Text     []byte
 	Warnings []dockerfile.Warning
 	Strict   bool // the file itself asks to take them as errors
 }
@@ -81,7 +82,7 @@ func Check(ctx context.Context, o Options, images Lookup) (*Checked, error) {
 		c.stage(ctx, s)
 	}
 	c.rootUser()
-	return &Checked{Name: file.Name, Warnings: sorted(file.Warnings), Strict: file.Strict}, nil
+	return &Checked{Name: file.Name, Text: file.Text, Warnings: sorted(file.Warnings), Strict: file.Strict}, nil
 }
 
 func sorted(ws []dockerfile.Warning) []dockerfile.Warning {

@@ -18,7 +18,7 @@ import (
 // result is the image, or with NoImage the tree alone, handed on while it is kept.
 func (s *solver) result(ctx context.Context, r *result) (res *Result, err error) {
 	if s.plan.o.NoImage {
-		res = &Result{}
+		res = &Result{Config: finishConfig(s.plan.target.config, r, s.plan.epoch)}
 		err = s.keep(ctx, r.stack)
 	} else {
 		res, err = s.export(ctx, r)

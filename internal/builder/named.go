@@ -2,6 +2,7 @@
 package builder
 
 import (
+	"context"
 	"path/filepath"
 	"strings"
 
@@ -9,12 +10,16 @@ import (
 	"keg/internal/image"
 )
 
-// Context is what a name of --build-context stands for: a directory, an image, or one in an OCI layout.
+// Context is what a name of --build-context stands for: a directory, an image, one in an OCI layout, or what another build made.
 type Context struct {
 	Dir    string
 	Image  string // as FROM would name it
 	Layout string // an OCI layout, DIR[:TAG|@DIGEST]: the engine makes an image of it
+	Built  Built
 }
+
+// Built is what another build made for a platform. Its layers are here.
+type Built func(ctx context.Context, p image.Platform) (Base, error)
 
 // named finds the context of a name. An image is meant with its tag, or without one for "latest".
 func (p *plan) named(name string) (Context, bool) {
@@ -36,13 +41,13 @@ func (p *plan) named(name string) (Context, bool) {
 // local is a directory that is read as a stage is.
 func (c Context) local() bool { return c.Dir != "" }
 
-// base is what FROM of this name means.
-func (p *plan) namedBase(name string) (string, bool, error) {
+// namedBase is what FROM of this name means.
+func (p *plan) namedBase(name string) (Context, bool, error) {
 	c, ok := p.named(name)
 	if ok && c.local() {
-		return "", false, fault.Unsupportedf("FROM %s: the context of that name is a directory; a stage stands on an image (COPY --from=%s reads the directory)", name, name)
+		return c, false, fault.Unsupportedf("FROM %s: the context of that name is a directory; a stage stands on an image (COPY --from=%s reads the directory)", name, name)
 	}
-	return c.Image, ok, nil
+	return c, ok, nil
 }
 
 // open opens the directory of a named context with its own ignore file, once a build.

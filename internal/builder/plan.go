@@ -50,6 +50,7 @@ type stage struct {
 	deps     []*stage
 	external bool   // not a FROM of this file
 	local    string // an external one that is a directory of the caller's
+	built    Built  // its image, when another build made it
 	needed   bool
 	resolved bool
 	ready    bool // evaluated
@@ -150,8 +151,10 @@ func (p *plan) addStage(i int) error {
 	}
 	if named, ok, err := p.namedBase(base); err != nil {
 		return err
+	} else if ok && named.Built != nil {
+		s.built = named.Built
 	} else if ok {
-		s.src.BaseName = named
+		s.src.BaseName = named.Image
 	} else if b := p.byName(base); b != nil {
 		s.base = b
 	}
@@ -229,7 +232,7 @@ func (p *plan) source(from string, at []parser.Range) (*stage, error) {
 	if s := p.byName(from); s != nil && !isNamed {
 		return s, nil
 	}
-	if isNamed && !named.local() {
+	if isNamed && !named.local() && named.Built == nil {
 		from = named.Image
 	}
 	if n, err := strconv.Atoi(from); err == nil && !isNamed {
@@ -244,7 +247,7 @@ func (p *plan) source(from string, at []parser.Range) (*stage, error) {
 		}
 	}
 	s := &stage{src: instructions.Stage{BaseName: from, Location: at}, index: len(p.stages),
-		platform: p.platform, external: true, local: named.Dir}
+		platform: p.platform, external: true, local: named.Dir, built: named.Built}
 	p.stages = append(p.stages, s)
 	return s, nil
 }
@@ -345,7 +348,18 @@ func (d deps) resolveBases(ctx context.Context, p *plan) error {
 			continue
 		}
 		s.resolved = true
-		if s.src.BaseName == "scratch" || s.local != "" {
+		if s.local != "" || s.src.BaseName == "scratch" && s.built == nil {
+			continue
+		}
+		if s.built != nil {
+			base, err := s.built(ctx, s.platform)
+			if err == nil {
+				err = checkBase(base)
+			}
+			if err != nil {
+				return p.file.At(s.src.Location, fmt.Errorf("context %s: %w", s.src.BaseName, err))
+			}
+			s.image = &base
 			continue
 		}
 		ref, err := image.ParseReference(s.src.BaseName)

@@ -8,7 +8,10 @@ import (
 	"io/fs"
 	"net/http"
 	"path"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
 	"keg/internal/grpc"
@@ -48,6 +51,27 @@ type Stat struct {
 	Size    int64
 	ModTime time.Time
 	Link    string // the target of a symlink; of a regular file: the path that it is another name of
+
+	// Only of what is sent to a client.
+	UID, GID   uint32
+	Device     uint64
+	Capability []byte // the attribute security.capability
+}
+
+const capability = "security.capability"
+
+type unixStat = syscall.Stat_t
+
+func (s Stat) encode() []byte {
+	b := grpc.AppendNumber(grpc.AppendText(nil, 1, s.Path), 2, uint64(uint32(s.Mode)))
+	b = grpc.AppendNumber(grpc.AppendNumber(b, 3, uint64(s.UID)), 4, uint64(s.GID))
+	b = grpc.AppendNumber(grpc.AppendNumber(b, 5, uint64(s.Size)), 6, uint64(s.ModTime.UnixNano()))
+	b = grpc.AppendText(b, 7, s.Link)
+	b = grpc.AppendNumber(grpc.AppendNumber(b, 8, uint64(unix.Major(s.Device))), 9, uint64(unix.Minor(s.Device)))
+	if s.Capability != nil {
+		b = grpc.AppendMessage(b, 10, grpc.AppendText(grpc.AppendText(nil, 1, capability), 2, s.Capability))
+	}
+	return b
 }
 
 // Select says which files are wanted.

@@ -106,6 +106,7 @@ func (r *refusal) Error() string { return r.message }
 // Codes of gRPC that make a difference here.
 const (
 	codeNotFound      = 5
+	codeAlreadyExists = 6
 	codeUnimplemented = 12
 )
 

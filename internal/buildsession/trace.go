@@ -12,6 +12,7 @@ type Trace struct {
 	Vertices []Vertex
 	Statuses []Status
 	Logs     []Log
+	Warnings []Warning
 }
 
 // Vertex is one step. Each of its messages tells all that is known.
@@ -36,6 +37,14 @@ type Log struct {
 	Data   []byte
 }
 
+// Warning is one about the Dockerfile. Lines count from 1.
+type Warning struct {
+	Vertex, Short, URL string
+	File               string
+	Text               []byte // of the file
+	First, Last        int
+}
+
 // Encode is the message as it travels.
 func (t Trace) Encode() []byte {
 	var b []byte
@@ -56,6 +65,13 @@ func (t Trace) Encode() []byte {
 	for _, l := range t.Logs {
 		m := grpc.AppendNumber(grpc.AppendTime(grpc.AppendText(nil, 1, l.Vertex), 2, &l.At), 3, 1)
 		b = grpc.AppendMessage(b, 3, grpc.AppendText(m, 4, l.Data))
+	}
+	for _, w := range t.Warnings {
+		m := grpc.AppendText(grpc.AppendNumber(grpc.AppendText(nil, 1, w.Vertex), 2, 1), 3, strings.ToValidUTF8(w.Short, "\uFFFD"))
+		info := grpc.AppendText(grpc.AppendText(grpc.AppendText(nil, 1, w.File), 2, w.Text), 4, "Dockerfile")
+		m = grpc.AppendMessage(grpc.AppendText(m, 5, w.URL), 6, info)
+		line := func(n int) []byte { return grpc.AppendNumber(nil, 1, uint64(n)) }
+		b = grpc.AppendMessage(b, 4, grpc.AppendMessage(m, 7, grpc.AppendMessage(grpc.AppendMessage(nil, 1, line(w.First)), 2, line(w.Last))))
 	}
 	return b
 }

@@ -53,6 +53,9 @@ func (b *delivery) index(ctx context.Context) (desc image.Descriptor, err error)
 		}
 		v.status("naming to " + ref.String() + " done")
 	}
+	if !b.stored {
+		return desc, nil
+	}
 	r, err := b.e.remember(desc)
 	if err != nil {
 		return desc, err

@@ -29,7 +29,8 @@ type Cache struct {
 	Type        string // "registry", "local", "inline"
 	Ref         image.Reference
 	Dir         string
-	Max         bool // the steps of all stages, not only those of the image
+	Shown       string // in the place of Dir, when that is a copy
+	Max         bool   // the steps of all stages, not only those of the image
 	Compression image.Compression
 	IgnoreError bool
 }
@@ -56,7 +57,7 @@ func (c *elsewhere) Step(key string) (*builder.Record, func(context.Context) (io
 // imports reads the caches that a build may use. One that is not there is told, and left out.
 func (b *delivery) imports(ctx context.Context) (all []builder.Elsewhere) {
 	for _, c := range b.q.CacheFrom {
-		what := c.Dir
+		what := orElse(c.Shown, c.Dir)
 		if c.Type != "local" {
 			what = c.Ref.Familiar()
 		}

@@ -34,6 +34,7 @@ const (
 type Output struct {
 	Type        string
 	Dir         string                         // of local, and of oci that is not packed
+	Tree        func(Tree) error               // of local: takes the files, in the place of Dir
 	Open        func() (io.WriteCloser, error) // where an archive goes
 	Names       []image.Reference              // instead of the build's tags
 	Push        bool
@@ -66,6 +67,7 @@ type BuildRequest struct {
 type Built struct {
 	*builder.Result
 	Pushed map[string]digest.Digest // name -> digest in its registry
+	Each   []*builder.Result        // by platform, in their order
 }
 
 // BuildTo builds for all platforms and delivers. Names are set when all platforms are done, pushes come last.
@@ -78,9 +80,13 @@ func (e *Engine) BuildTo(ctx context.Context, q BuildRequest, progress func(buil
 	if len(b.q.Platforms) == 0 && q.Platform != nil {
 		b.q.Platforms = []image.Platform{*q.Platform}
 	}
+	b.stored = len(q.Tags) > 0
 	for _, o := range b.q.Outputs {
-		b.tags = append(b.tags, o.Names...)
 		b.image = b.image || !o.tree()
+		if !o.tree() && !o.archive() {
+			b.stored = true
+			b.tags = append(b.tags, o.Names...)
+		}
 	}
 	b.tags = append(b.tags, q.Tags...)
 	out, err := b.run(ctx)
@@ -96,6 +102,7 @@ type delivery struct {
 	q       BuildRequest
 	tags    []image.Reference
 	image   bool // some output wants the image
+	stored  bool // it stays here
 	n       *numbering
 	use     *use
 	results []*builder.Result
@@ -121,7 +128,7 @@ func (b *delivery) run(ctx context.Context) (_ *Built, err error) {
 			return nil, err
 		}
 	}
-	out := &Built{Result: b.results[0], Pushed: map[string]digest.Digest{}}
+	out := &Built{Result: b.results[0], Pushed: map[string]digest.Digest{}, Each: b.results}
 	for _, r := range b.results[1:] {
 		out.Warnings, out.Advice = append(out.Warnings, r.Warnings...), append(out.Advice, r.Advice...)
 	}
@@ -164,7 +171,7 @@ func (b *delivery) build(ctx context.Context, p image.Platform) error {
 		return b.trees(ctx, r)
 	}
 	res, err := b.e.build(ctx, o, building{from: b.elsewhere, finish: finish, failed: b.q.Failed, progress: b.n.part(prefix)})
-	if err == nil && b.image && !b.several() {
+	if err == nil && b.stored && b.image && !b.several() {
 		err = b.e.built(res, o.Tags)
 	}
 	if err != nil {
@@ -183,15 +190,45 @@ func (b *delivery) trees(ctx context.Context, r *builder.Result) error {
 		if o.Type == OutputTar && len(b.q.Platforms) > 1 {
 			return fault.Unsupportedf("a tar has the files of one platform; use type=local, which makes a directory of each")
 		}
+		if o.Tree != nil {
+			if err := b.tree(o, r); err != nil {
+				return err
+			}
+			continue
+		}
 		dir := o.Dir
 		if len(b.q.Platforms) > 1 && !o.Merge {
-			dir = filepath.Join(dir, strings.ReplaceAll(image.FormatPlatform(r.Platform), "/", "_"))
+			dir = filepath.Join(dir, platformDir(r.Platform))
 		}
 		if err := b.e.writeTree(ctx, r.Stack, o, dir); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// Tree are the files of one platform. Root is open while they are taken.
+type Tree struct {
+	Root *os.File
+	Dir  string // where they belong: one of each platform's, or ""
+}
+
+func (b *delivery) tree(o Output, r *builder.Result) error {
+	fd, err := b.e.snapshots.View(r.Stack)
+	if err != nil {
+		return err
+	}
+	root := os.NewFile(uintptr(fd), "/")
+	defer root.Close()
+	t := Tree{Root: root}
+	if len(b.q.Platforms) > 1 && !o.Merge {
+		t.Dir = platformDir(r.Platform)
+	}
+	return o.Tree(t)
+}
+
+func platformDir(p image.Platform) string {
+	return strings.ReplaceAll(image.FormatPlatform(p), "/", "_")
 }
 
 func (e *Engine) writeTree(ctx context.Context, stack []digest.Digest, o Output, dir string) (err error) {
