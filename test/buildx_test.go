@@ -3,11 +3,25 @@
 package test
 
 import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/crypto/bcrypt"
 )
 
 // buildx is Docker's client with buildx as its plugin, and keg serve.
@@ -20,7 +34,7 @@ type buildx struct {
 func startBuildx(t *testing.T) *buildx {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: images are read from the store")
+		t.Skip("needs root: steps run in containers")
 	}
 	plugin := os.Getenv("KEG_TEST_BUILDX")
 	b := &buildx{t: t, sock: startServe(t), config: t.TempDir()}
@@ -38,7 +52,7 @@ func startBuildx(t *testing.T) *buildx {
 
 func (b *buildx) docker(args ...string) *exec.Cmd {
 	cmd := exec.Command(dockerClients(b.t)[0].path, args...)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + b.config, "DOCKER_CONFIG=" + b.config, "DOCKER_HOST=unix://" + b.sock}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + b.config, "DOCKER_CONFIG=" + b.config, "DOCKER_HOST=unix://" + b.sock, "NO_COLOR=1"}
 	return cmd
 }
 
@@ -48,12 +62,55 @@ func (b *buildx) keg(args ...string) *exec.Cmd {
 	return cmd
 }
 
+// must runs docker in a directory, with what it reads, and returns both streams.
+func (b *buildx) must(t *testing.T, dir, stdin string, args ...string) string {
+	t.Helper()
+	out, code := b.try(dir, stdin, args...)
+	if code != 0 {
+		t.Fatalf("docker %q: %d\n%s", args, code, out)
+	}
+	return out
+}
+
+func (b *buildx) try(dir, stdin string, args ...string) (out string, code int) {
+	cmd := b.docker(args...)
+	cmd.Dir, cmd.Stdin = dir, strings.NewReader(stdin)
+	text, _ := cmd.CombinedOutput()
+	return string(text), cmd.ProcessState.ExitCode()
+}
+
 // TestBuildxBuild has buildx build through keg serve, and then keg build, which finds each step in the cache and makes the
 // very same image, if the first had the same files and options.
 func TestBuildxBuild(t *testing.T) {
 	b := startBuildx(t)
 	dir := t.TempDir()
 	writeSessionFiles(t, dir)
+	archive := packDir(t, dir)
+	other := t.TempDir()
+	agent, err := net.Listen("unix", filepath.Join(other, "agent"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer agent.Close()
+	word := filepath.Join(other, "word")
+	for name, text := range map[string]string{"word": "hidden", "n/ok": "named", "n/no": "ignored", "n/.dockerignore": "no\n"} {
+		p := filepath.Join(other, name)
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(p, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/Dockerfile" {
+			io.WriteString(w, "FROM scratch\nCOPY app /x\n")
+			return
+		}
+		w.Write(archive)
+	}))
+	defer web.Close()
+	stages := "FROM scratch AS one\nADD root.tar /\nRUN echo 1 > /1\nFROM scratch AS two\nADD root.tar /\nRUN echo 2 > /2\nFROM one\nCOPY --from=two /2 /\n"
 	for _, c := range []struct {
 		what  string
 		job   buildJob
@@ -61,14 +118,31 @@ func TestBuildxBuild(t *testing.T) {
 	}{
 		{"a tree", buildJob{flags: []string{"--build-arg", "WORD=spoken", "--label", "l=m"}}, ""},
 		{"a stage", buildJob{flags: []string{"--target", "tools"}}, ""},
+		{"without the cache of a stage", buildJob{flags: []string{"--target", "tools", "--pull"}}, ""},
 		{"an ignore file of its own", buildJob{flags: []string{"-f", filepath.Join(dir, "Own")}}, ""},
 		{"a Dockerfile on stdin", buildJob{flags: []string{"-f", "-"}, stdin: []byte("FROM scratch\nCOPY app /x\n")}, ""},
+		{"stages at once", buildJob{flags: []string{"-f", "-"}, stdin: []byte(stages)}, ""},
 		{"a Dockerfile without a context", buildJob{context: "-", stdin: []byte("FROM scratch\nLABEL a=b\nWORKDIR /w\n")}, ""},
+		{"an archive on stdin", buildJob{context: "-", stdin: archive, flags: []string{"--target", "tools"}}, ""},
+		{"an archive of a server", buildJob{context: web.URL + "/c.tar", flags: []string{"--target", "tools"}}, ""},
+		{"a secret", buildJob{flags: []string{"-f", filepath.Join(dir, "Secret"), "--secret", "id=s,src=" + word}}, ""},
+		{"an agent", buildJob{flags: []string{"-f", filepath.Join(dir, "Agent"), "--ssh", "default=" + agent.Addr().String()}}, ""},
+		{"a named directory", buildJob{flags: []string{"-f", "-", "--build-context", "n=" + filepath.Join(other, "n")}, stdin: []byte("FROM scratch\nCOPY --from=n . /\n")}, ""},
+		{"a named image", buildJob{flags: []string{"-f", "-", "--build-context", "n=docker-image://keg/shell"}, stdin: []byte("FROM n\nCOPY app /x\n")}, ""},
+		{"hosts and sizes", buildJob{flags: []string{"-f", "-", "--add-host", "h:1.2.3.4", "--shm-size", "5m", "--ulimit", "nofile=100:200", "--memory", "100m"},
+			stdin: []byte("FROM scratch\nADD root.tar /\nRUN grep 1.2.3.4 /etc/hosts && grep 'open files *100 *200' /proc/self/limits > /l\n")}, ""},
+		{"an annotation", buildJob{flags: []string{"-f", filepath.Join(dir, "Own"), "--annotation", "a=b", "--annotation", "manifest:c=d"}}, ""},
+		{"a network of the host, allowed", buildJob{flags: []string{"-f", "-", "--allow", "network.host"},
+			stdin: []byte("FROM scratch\nADD root.tar /\nRUN --network=host echo > /h\n")}, ""},
+		{"and not", buildJob{flags: []string{"-f", "-"}, stdin: []byte("FROM scratch\nADD root.tar /\nRUN --network=host echo > /no\n")}, "network.host"},
+		{"no secret", buildJob{flags: []string{"-f", filepath.Join(dir, "Secret"), "--no-cache"}}, "not found"},
 		{"a command that fails", buildJob{flags: []string{"-f", filepath.Join(dir, "Failing")}}, "some words"},
 		{"its code", buildJob{flags: []string{"-f", filepath.Join(dir, "Failing")}}, "exit code: 9"},
 		{"its place", buildJob{flags: []string{"-f", filepath.Join(dir, "Failing")}}, ">>> RUN echo some words; exit 9"},
 		{"a file that is not there", buildJob{flags: []string{"-f", filepath.Join(dir, "Wrong")}}, "not found"},
 		{"an unknown stage", buildJob{flags: []string{"--target", "none"}}, "none"},
+		{"a Dockerfile that is none", buildJob{flags: []string{"-f", "-"}, stdin: []byte("FORM scratch\n")}, "unknown instruction: FORM"},
+		{"a warning", buildJob{flags: []string{"-f", "-"}, stdin: []byte("FROM scratch\nMAINTAINER me\n")}, "MaintainerDeprecated"},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			j := c.job
@@ -92,9 +166,326 @@ func TestBuildxBuild(t *testing.T) {
 			if got.code != want.code || got.id != want.id || (want.code == 0) != (want.id != "") {
 				t.Errorf("%d %s, keg build: %d %s\n%s\nkeg build: %s", got.code, got.id, want.code, want.id, got.out, want.out)
 			}
-			if want.code == 0 && strings.Contains(want.out, "exporting") && strings.Contains(want.out, "RUN") && !strings.Contains(want.out, "CACHED") {
+			if want.code == 0 && strings.Contains(want.out, "RUN") && !strings.Contains(want.out, "CACHED") {
 				t.Errorf("keg build ran the steps again:\n%s", want.out)
 			}
 		})
+	}
+	t.Run("docker build", func(t *testing.T) {
+		out := b.must(t, dir, "", "build", "--progress", "plain", "-t", "plain", "--target", "tools", ".")
+		for _, words := range []string{"[internal] load build definition from Dockerfile", "RUN echo \"none\" > /word", "naming to docker.io/library/plain:latest"} {
+			if !strings.Contains(out, words) {
+				t.Errorf("%q is not in:\n%s", words, out)
+			}
+		}
+		id := strings.TrimSpace(b.must(t, dir, "", "build", "-q", "--target", "tools", "."))
+		if got := strings.TrimSpace(b.must(t, dir, "", "image", "inspect", "-f", "{{.Id}}", "plain")); got != id || len(id) != len("sha256:")+64 {
+			t.Errorf("%q, quiet %q", got, id)
+		}
+		own := b.must(t, dir, "FROM scratch\nCOPY app /x\n", "build", "-q", "-f", "-", ".")
+		if got := b.must(t, dir, "", "build", "-q", "-f", web.URL+"/Dockerfile", "."); got != own {
+			t.Errorf("with the Dockerfile of a server %s, with the same %s", got, own)
+		}
+		if raw := b.must(t, dir, "", "buildx", "build", "--progress", "rawjson", "--target", "tools", "."); !strings.Contains(raw, `"vertexes":[{"digest":"sha256:`) {
+			t.Errorf("%s", raw)
+		}
+	})
+}
+
+// TestBuildxOutputs: what a build gives goes to the client, as from keg build.
+func TestBuildxOutputs(t *testing.T) {
+	b := startBuildx(t)
+	dir, out := t.TempDir(), t.TempDir()
+	writeSessionFiles(t, dir)
+	ours, theirs := filepath.Join(out, "ours"), filepath.Join(out, "theirs")
+	for _, how := range []struct {
+		what, output string
+		flags        []string
+	}{
+		{"a tree", "type=local,dest=%s", nil},
+		{"a tree of two platforms", "type=local,dest=%s", []string{"--platform", "linux/amd64,linux/arm64", "-f", "Own"}},
+		{"a tar", "type=tar,dest=%s", nil},
+		{"an OCI archive", "type=oci,dest=%s", nil},
+		{"an OCI archive of two platforms", "type=oci,dest=%s", []string{"--platform", "linux/amd64,linux/arm64", "-f", "Own"}},
+		{"an archive of Docker", "type=docker,name=box:1,dest=%s", nil},
+		{"an archive with a provenance", "type=oci,dest=%s", []string{"-f", "Own", "--provenance=mode=max"}},
+	} {
+		t.Run(how.what, func(t *testing.T) {
+			defer os.RemoveAll(ours)
+			defer os.RemoveAll(theirs)
+			args := append([]string{"build", "--progress", "plain", "--network", "none", "--output"}, fmt.Sprintf(how.output, ours))
+			b.must(t, dir, "", slices.Concat([]string{"buildx"}, args, how.flags, []string{"."})...)
+			if list := b.must(t, dir, "", "images", "-q"); list != "" {
+				t.Errorf("it left an image here: %s", list)
+			}
+			args[len(args)-1] = fmt.Sprintf(how.output, theirs)
+			cmd := b.keg(slices.Concat(args, how.flags, []string{"."})...)
+			cmd.Dir = dir
+			if text, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, text)
+			}
+			for _, p := range []string{ours, theirs} {
+				if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() {
+					if text, err := exec.Command("sh", "-ec", `mkdir "$0.d"; tar -xf "$0" -C "$0.d"; rm "$0"; mv "$0.d" "$0"`, p).CombinedOutput(); err != nil {
+						t.Fatalf("%v %s", err, text)
+					}
+				}
+			}
+			got, err := listTree(ours + "/")
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, err := listTree(theirs + "/")
+			if err != nil {
+				t.Fatal(err)
+			}
+			delete(got, "/")
+			delete(want, "/")
+			if len(want) < 3 {
+				t.Fatalf("%q", want)
+			}
+			if strings.Contains(how.what, "provenance") { // has times and a name of the build
+				if len(got) != len(want) {
+					t.Errorf("%q\nkeg build: %q", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
+				}
+				return
+			}
+			for _, at := range got.differ(want) {
+				t.Errorf("%s: %s, keg build: %s", at, got[at], want[at])
+			}
+		})
+	}
+	t.Run("a layout, and a build that stands on it", func(t *testing.T) {
+		layout := filepath.Join(out, "layout")
+		b.must(t, dir, "", "buildx", "build", "-q", "--network", "none", "-t", "box:1", "--output", "type=oci,tar=false,dest="+layout, "--target", "tools", ".")
+		text := b.must(t, dir, "FROM laid\nRUN cat /word\n", "buildx", "build", "--progress", "plain", "--network", "none", "--build-context", "laid=oci-layout://"+layout+":1", "-f", "-", ".")
+		if !strings.Contains(text, " none\n") {
+			t.Errorf("%s", text)
+		}
+	})
+	t.Run("metadata", func(t *testing.T) {
+		file, iid := filepath.Join(out, "md"), filepath.Join(out, "iid")
+		b.must(t, dir, "", "buildx", "build", "--metadata-file", file, "--iidfile", iid, "-f", "Own", "-t", "box:2", "-t", "box:3", ".")
+		var m map[string]any
+		text, err := os.ReadFile(file)
+		if err == nil {
+			err = json.Unmarshal(text, &m)
+		}
+		id, err2 := os.ReadFile(iid)
+		got := strings.TrimSpace(b.must(t, dir, "", "image", "inspect", "-f", "{{.Id}}", "box:2", "box:3"))
+		if err != nil || err2 != nil || m["containerimage.digest"] != string(id) || m["image.name"] != "docker.io/library/box:2,docker.io/library/box:3" || got != string(id)+"\n"+string(id) {
+			t.Errorf("%s %s %s", text, id, got)
+		}
+	})
+	t.Run("caches", func(t *testing.T) {
+		cache := filepath.Join(out, "cache")
+		build := func(flags ...string) string {
+			return b.must(t, dir, "", slices.Concat([]string{"buildx", "build", "--progress", "plain", "--network", "none", "--target", "tools"}, flags, []string{"."})...)
+		}
+		build("--cache-to", "type=local,mode=max,dest="+cache)
+		b.must(t, dir, "", "buildx", "prune", "-af")
+		b.must(t, dir, "", "image", "prune", "-af")
+		if text := build("--output", "type=cacheonly", "--cache-from", "type=local,src="+cache); strings.Count(text, "importing layer") != 2 || strings.Contains(text, "contexts/") {
+			t.Errorf("%s", text)
+		}
+		if text := build("--cache-from", "type=local,src="+filepath.Join(out, "none")); !strings.Contains(text, "exporting to image") {
+			t.Errorf("without the cache: %s", text)
+		}
+	})
+	t.Run("a registry", func(t *testing.T) {
+		addr := buildxRegistry(t, b)
+		ref := addr + "/box:1"
+		if text, code := b.try(dir, "", "buildx", "build", "--push", "-t", ref, "-f", "Own", "."); code == 0 || !strings.Contains(text, "401 Unauthorized") {
+			t.Errorf("without an account: %d %s", code, text)
+		}
+		if out := b.must(t, dir, "word", "login", "-u", "me", "--password-stdin", addr); !strings.Contains(out, "Succeeded") {
+			t.Fatal(out)
+		}
+		file := filepath.Join(out, "pushed")
+		b.must(t, dir, "", "buildx", "build", "--push", "--metadata-file", file, "-t", ref, "--cache-to", "type=registry,ref="+addr+"/cache", "-f", "Own", ".")
+		text, err := os.ReadFile(file)
+		digest := strings.TrimSpace(b.must(t, dir, "", "buildx", "imagetools", "inspect", "--format", "{{.Manifest.Digest}}", ref))
+		if err != nil || !strings.Contains(string(text), `"containerimage.digest": "`+digest+`"`) {
+			t.Errorf("%v %s; the registry has %s", err, text, digest)
+		}
+		b.must(t, dir, "", "rmi", "-f", ref)
+		b.must(t, dir, "", "buildx", "prune", "-af")
+		if said := b.must(t, dir, "", "buildx", "build", "--progress", "plain", "--cache-from", "type=registry,ref="+addr+"/cache", "-f", "Own", "."); !strings.Contains(said, "importing layer") {
+			t.Errorf("from the cache: %s", said)
+		}
+		if said := b.must(t, dir, "FROM "+ref+"\nLABEL a=b\n", "buildx", "build", "--progress", "plain", "--pull", "-f", "-", "."); !strings.Contains(said, "exporting to image") {
+			t.Errorf("from the base: %s", said)
+		}
+	})
+}
+
+// buildxRegistry is a registry that wants an account: me with word.
+func buildxRegistry(t *testing.T, b *buildx) string {
+	t.Helper()
+	dir := t.TempDir()
+	users := filepath.Join(dir, "users")
+	hash, err := bcrypt.GenerateFromPassword([]byte("word"), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(users, append([]byte("me:"), hash...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reg := exec.Command(filepath.Join(bin, "keg"), "--root", filepath.Join(dir, "root"), "--run-root", filepath.Join(dir, "run"),
+		"registry", "serve", "--addr", "127.0.0.1:0", "--htpasswd", users)
+	out, err := reg.StdoutPipe()
+	if err == nil {
+		reg.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		err = reg.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { reg.Process.Kill(); reg.Wait() })
+	line, err := bufio.NewReader(out).ReadString('\n')
+	_, addr, ok := strings.Cut(strings.TrimSpace(line), "listening on ")
+	if err != nil || !ok {
+		t.Fatalf("the registry says %q: %v", line, err)
+	}
+	return addr
+}
+
+// TestBuildxBake: targets that stand on one another and share a context, variables, a Dockerfile in the file.
+func TestBuildxBake(t *testing.T) {
+	b := startBuildx(t)
+	dir := t.TempDir()
+	writeSessionFiles(t, dir)
+	bake := `
+variable "WORD" { default = "unset" }
+group "default" { targets = ["app", "tools"] }
+target "base" {
+  dockerfile-inline = "FROM scratch\nADD root.tar /\nRUN echo based > /based\nENV B=1\n"
+}
+target "tools" {
+  target = "tools"
+  args = { WORD = WORD }
+  tags = ["tools"]
+}
+target "app" {
+  contexts = { base = "target:base", n = "app" }
+  dockerfile-inline = "FROM base\nCOPY --from=base /based /copied\nCOPY --from=n main /\nCOPY app/main /own\nRUN cat /copied && test $B = 1\n"
+  tags = ["app"]
+}
+target "failing" {
+  contexts = { base = "target:fails" }
+  dockerfile-inline = "FROM base\n"
+}
+target "fails" { dockerfile = "Failing" }
+`
+	if err := os.WriteFile(filepath.Join(dir, "docker-bake.hcl"), []byte(bake), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cmd := b.docker("buildx", "bake", "--progress", "plain")
+	cmd.Env, cmd.Dir = append(cmd.Env, "WORD=varied"), dir
+	text, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	for words, times := range map[string]int{"RUN echo based": 1, " based\n": 1, "naming to docker.io/library/app:latest": 1, "naming to docker.io/library/tools:latest": 1} {
+		if n := strings.Count(string(text), words); n != times {
+			t.Errorf("%q is there %d times, not %d:\n%s", words, n, times, text)
+		}
+	}
+	if got := b.must(t, dir, "", "run", "--rm", "--network", "none", "app", "sh", "-c", "cat /copied /own /main"); got != "based\nprogramprogram" {
+		t.Errorf("%q", got)
+	}
+	if got := b.must(t, dir, "", "image", "inspect", "-f", "{{.Config.Labels}}", "tools"); !strings.Contains(got, "word:varied") {
+		t.Errorf("%q", got)
+	}
+	if list := strings.Fields(b.must(t, dir, "", "images", "-q")); len(list) != 2 {
+		t.Errorf("images %q", list)
+	}
+	if out, code := b.try(dir, "", "buildx", "bake", "--progress", "plain", "failing"); code != 1 || !strings.Contains(out, "exit code: 9") {
+		t.Errorf("%d %s", code, out)
+	}
+}
+
+// TestBuildxQuestions: what is asked about Dockerfiles and the builder, without building.
+func TestBuildxQuestions(t *testing.T) {
+	b := startBuildx(t)
+	dir := t.TempDir()
+	writeSessionFiles(t, dir)
+	for _, c := range []struct {
+		what, dockerfile string
+		args             []string
+		code             int
+		words            string
+	}{
+		{"a check that finds something", "FROM scratch\nMAINTAINER me\n", []string{"build", "--check", "-f", "-", "."}, 1, "WARNING: MaintainerDeprecated - https://docs.docker.com/go/dockerfile/rule/maintainer-deprecated/"},
+		{"with the place", "FROM scratch\nMAINTAINER me\n", []string{"build", "--check", "-f", "-", "."}, 1, "   2 | >>> MAINTAINER me"},
+		{"a check that finds nothing", "FROM scratch\nCOPY app /\n", []string{"build", "--check", "-f", "-", "."}, 0, "no warnings found"},
+		{"a check as JSON", "FROM scratch\nMAINTAINER me\n", []string{"build", "--call", "check,format=json", "-f", "-", "."}, 1, `"ruleName": "MaintainerDeprecated"`},
+		{"an outline", "# BASE is below\nARG BASE=scratch\nFROM ${BASE}\n# WORD is said\nARG WORD=w\nRUN --mount=type=secret,id=s,required --mount=type=ssh echo\n", []string{"build", "--call", "outline", "-f", "-", "."}, 0, "WORD        w         is said"},
+		{"its secrets", "FROM scratch\nRUN --mount=type=secret,id=s,required echo\n", []string{"build", "--call", "outline", "-f", "-", "."}, 0, "s"},
+		{"targets", "# one is first\nFROM scratch AS one\nFROM one\n", []string{"build", "--call", "targets", "-f", "-", "."}, 0, "one       is first"},
+		{"requests", "FROM scratch\n", []string{"build", "--call", "subrequests.describe", "-f", "-", "."}, 0, "targets"},
+		{"an unknown request", "FROM scratch\n", []string{"build", "--call", "nothing", "-f", "-", "."}, 1, "nothing"},
+		{"an SBOM", "FROM scratch\n", []string{"build", "--sbom", "true", "-f", "-", "."}, 1, "keg has no SBOM generator"},
+		{"a foreign frontend", "FROM scratch\n", []string{"build", "--build-arg", "BUILDKIT_SYNTAX=mine/own:1", "-f", "-", "."}, 1, "mine/own:1"},
+		{"Docker's frontend", "# syntax=docker/dockerfile:1\nFROM scratch\nLABEL a=b\n", []string{"build", "--build-arg", "BUILDKIT_SYNTAX=docker/dockerfile:1", "-f", "-", "."}, 0, "exporting to image"},
+		{"the builder", "", []string{"inspect", "default"}, 0, "Driver:        docker"},
+		{"builders", "", []string{"ls"}, 0, "running"},
+		{"the build cache", "", []string{"du"}, 0, "Total:"},
+		{"some of it", "", []string{"du", "--filter", "type=source.local"}, 0, ""},
+		{"pruning", "", []string{"prune", "-f", "--filter", "until=24h"}, 0, "Total:"},
+		{"pruning all", "", []string{"prune", "-af"}, 0, "Total:"},
+		{"a wrong filter", "", []string{"du", "--filter", "wrong=1"}, 1, "invalid filter 'wrong'"},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			out, code := b.try(dir, c.dockerfile, append([]string{"buildx"}, c.args...)...)
+			if code != c.code || !strings.Contains(out, c.words) {
+				t.Errorf("%d, not %d, with %q in\n%s", code, c.code, c.words, out)
+			}
+		})
+	}
+}
+
+// TestBuildxCancel: a build that its user interrupts ends, and nothing of it is left.
+func TestBuildxCancel(t *testing.T) {
+	b := startBuildx(t)
+	dir := t.TempDir()
+	writeSessionFiles(t, dir)
+	for _, sig := range []os.Signal{os.Interrupt, os.Kill} {
+		cmd := b.docker("buildx", "build", "--progress", "plain", "--network", "none", "-f", "Slow", ".")
+		cmd.Dir = dir
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Stdout, cmd.Stderr = w, w
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		stop := time.AfterFunc(30*time.Second, func() { syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
+		var out bytes.Buffer
+		for p := make([]byte, 4096); !strings.Contains(out.String(), " begun"); {
+			n, err := r.Read(p)
+			out.Write(p[:n])
+			if err != nil {
+				t.Fatalf("it does not begin: %s", out.String())
+			}
+		}
+		syscall.Kill(-cmd.Process.Pid, sig.(syscall.Signal))
+		r.Close()
+		cmd.Wait()
+		stop.Stop()
+		if cmd.ProcessState.ExitCode() == 0 {
+			t.Errorf("%v: all is well", sig)
+		}
+		contexts := filepath.Join(b.root, "contexts")
+		for end := time.Now().Add(15 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			if left, _ := os.ReadDir(contexts); len(left) == 0 {
+				break
+			} else if time.Now().After(end) {
+				t.Fatalf("%v: the build goes on: %v", sig, left)
+			}
+		}
 	}
 }

@@ -71,14 +71,20 @@ func (c *control) methods() map[string]grpc.Method {
 	ms := map[string]grpc.Method{
 		buildcontrol.Control + "Status":  c.status,
 		buildcontrol.Control + "Session": c.session,
+		buildcontrol.Control + "Prune":   c.prune,
 	}
 	for name, m := range map[string]func(*grpc.Stream, []byte) ([]byte, error){
 		buildcontrol.Control + "Info":        c.info,
 		buildcontrol.Control + "ListWorkers": c.workers,
+		buildcontrol.Control + "DiskUsage":   c.diskUsage,
 		buildcontrol.Control + "Solve":       c.solve,
 		buildcontrol.Bridge + "Ping":         c.ping,
 		buildcontrol.Bridge + "Solve":        c.frontend,
 		buildcontrol.Bridge + "Evaluate":     c.evaluate,
+		buildcontrol.Bridge + "ReadFile":     c.readFile,
+		buildcontrol.Bridge + "StatFile":     c.statFile,
+		buildcontrol.Bridge + "ReadDir":      c.readDir,
+		buildcontrol.Bridge + "Inputs":       c.inputs,
 		buildcontrol.Bridge + "Return":       c.end,
 		buildcontrol.Bridge + "Warn":         c.warn,
 	} {
@@ -409,8 +415,8 @@ func (c *control) solve(st *grpc.Stream, b []byte) ([]byte, error) {
 	}
 	defer end()
 	ctx := st.Context()
-	if q.Definition != nil {
-		return nil, errLLB()
+	if q.Definition != nil && q.Frontend == "" {
+		return nil, errUnlessEmpty(q)
 	}
 	if q.Frontend != "" {
 		r, err := c.reference(v, &buildcontrol.Frontend{Name: q.Frontend, Attrs: q.Attrs, Inputs: q.Inputs})
@@ -438,6 +444,14 @@ func (c *control) solve(st *grpc.Stream, b []byte) ([]byte, error) {
 		return nil, err
 	}
 	return ref.export(ctx)
+}
+
+// errUnlessEmpty: of nothing at all, nothing is made.
+func errUnlessEmpty(q *buildcontrol.Solve) error {
+	if len(q.Exporters) == 0 && buildcontrol.IsEmpty(q.Definition) {
+		return nil
+	}
+	return errLLB()
 }
 
 func errLLB() error {

@@ -112,12 +112,20 @@ func (c *control) frontend(st *grpc.Stream, b []byte) ([]byte, error) {
 		m, err := r.answer(st.Context(), name)
 		return buildcontrol.Result{Metadata: m}.Encode(), statusOfBuild(err)
 	}
-	if f.Evaluate {
+	if f.Definition != nil && f.Evaluate {
+		if _, err := r.source(st.Context()); err != nil {
+			return nil, err
+		}
+	} else if f.Evaluate {
 		if _, err := r.evaluate(st.Context()); err != nil {
 			return nil, statusOfBuild(err)
 		}
 	}
-	return buildcontrol.Result{Ref: r.id, Definition: buildcontrol.Source(referenceScheme + r.id)}.Encode(), nil
+	def := f.Definition
+	if def == nil {
+		def = buildcontrol.Source(referenceScheme + r.id)
+	}
+	return buildcontrol.Result{Ref: r.id, Definition: def}.Encode(), nil
 }
 
 // referenceScheme begins the sources of definitions that stand for references.

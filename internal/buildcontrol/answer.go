@@ -3,6 +3,8 @@ package buildcontrol
 import (
 	"maps"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -100,6 +102,37 @@ func Source(identifier string) []byte {
 	b := grpc.AppendMessage(grpc.AppendMessage(nil, 1, op), 1, last)
 	for _, o := range [][]byte{op, last} {
 		b = grpc.AppendMessage(b, 2, grpc.AppendMessage(grpc.AppendText(nil, 1, digest.FromBytes(o).String()), 2, ""))
+	}
+	return b
+}
+
+// Usage is an entry of the build cache.
+type Usage struct {
+	ID, Type, Description string
+	Size                  int64
+	Mutable, Shared       bool
+	Created, Used         time.Time
+}
+
+// Encode writes it.
+func (u Usage) Encode() []byte {
+	b := grpc.AppendNumber(grpc.AppendText(nil, 1, u.ID), 2, flag(u.Mutable))
+	b = grpc.AppendTime(grpc.AppendNumber(b, 4, uint64(u.Size)), 6, &u.Created)
+	b = grpc.AppendText(grpc.AppendTime(b, 7, &u.Used), 9, strings.ToValidUTF8(u.Description, "\uFFFD"))
+	return grpc.AppendNumber(grpc.AppendText(b, 10, u.Type), 11, flag(u.Shared))
+}
+
+func flag(v bool) uint64 {
+	if v {
+		return 1
+	}
+	return 0
+}
+
+// Usages is the answer of Control/DiskUsage.
+func Usages(list []Usage) (b []byte) {
+	for _, u := range list {
+		b = grpc.AppendMessage(b, 1, u.Encode())
 	}
 	return b
 }

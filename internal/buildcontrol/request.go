@@ -9,6 +9,8 @@
 package buildcontrol
 
 import (
+	"time"
+
 	"keg/internal/fault"
 	"keg/internal/grpc"
 )
@@ -265,4 +267,73 @@ func ParseSources(def []byte) (ops []Operation, err error) {
 
 func errOperation(kind string) error {
 	return fault.Unsupportedf("the operation %q of LLB is not supported: keg builds Dockerfiles", kind)
+}
+
+// CacheRequest is the message of Control/DiskUsage, and with the rest that of Control/Prune.
+type CacheRequest struct {
+	Filters                    []string
+	All                        bool
+	Keep                       time.Duration // what was used since then
+	Reserved, MaxUsed, MinFree int64         // bytes
+}
+
+// ParseCacheRequest reads Control/DiskUsage.
+func ParseCacheRequest(b []byte) (q CacheRequest, err error) {
+	err = fields(b, map[int]decoder{1: toList(&q.Filters)})
+	return q, err
+}
+
+// ParsePrune reads Control/Prune.
+func ParsePrune(b []byte) (q CacheRequest, err error) {
+	err = fields(b, map[int]decoder{1: toList(&q.Filters), 2: toFlag(&q.All), 3: toNumber((*int64)(&q.Keep)),
+		4: toNumber(&q.Reserved), 5: toNumber(&q.MaxUsed), 6: toNumber(&q.MinFree)})
+	return q, err
+}
+
+// ParseSource reads a definition that is one source; unpacked: what it gives is an archive that is to be unpacked.
+func ParseSource(def []byte) (op Operation, unpacked bool, err error) {
+	ops, err := ParseSources(def)
+	if err != nil {
+		return op, false, err
+	}
+	if len(ops) != 1 {
+		return op, false, fault.Unsupportedf("a definition of %d sources is not supported: keg builds Dockerfiles", len(ops))
+	}
+	err = fields(def, map[int]decoder{1: func(f grpc.Field) error {
+		return fields(f.Data, map[int]decoder{4: func(grpc.Field) error { unpacked = true; return nil }})
+	}})
+	return ops[0], unpacked, err
+}
+
+// FileRequest asks for a file or directory of a reference: LLBBridge/ReadFile, StatFile, ReadDir.
+type FileRequest struct {
+	Ref, Path, Pattern string
+	Offset, Length     int64 // 0: all
+}
+
+// ParseFileRequest reads LLBBridge/ReadFile.
+func ParseFileRequest(b []byte) (q FileRequest, err error) {
+	err = fields(b, map[int]decoder{1: toText(&q.Ref), 2: toText(&q.Path), 3: func(f grpc.Field) error {
+		return fields(f.Data, map[int]decoder{1: toNumber(&q.Offset), 2: toNumber(&q.Length)})
+	}})
+	return q, err
+}
+
+// ParseStatRequest reads LLBBridge/StatFile.
+func ParseStatRequest(b []byte) (q FileRequest, err error) {
+	err = fields(b, map[int]decoder{1: toText(&q.Ref), 2: toText(&q.Path)})
+	return q, err
+}
+
+// ParseDirRequest reads LLBBridge/ReadDir.
+func ParseDirRequest(b []byte) (q FileRequest, err error) {
+	err = fields(b, map[int]decoder{1: toText(&q.Ref), 2: toText(&q.Path), 3: toText(&q.Pattern)})
+	return q, err
+}
+
+// IsEmpty tells a definition without operations.
+func IsEmpty(def []byte) bool {
+	empty := true
+	err := fields(def, map[int]decoder{1: func(f grpc.Field) error { empty = empty && len(f.Data) == 0; return nil }})
+	return err == nil && empty
 }

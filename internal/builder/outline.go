@@ -2,6 +2,8 @@
 package builder
 
 import (
+	"cmp"
+	"path"
 	"slices"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -136,6 +138,10 @@ func (c *outliner) stage(s *stage) {
 				add(&c.out.Args, Parameter{Name: kv.Key, Description: kv.DocComment, Value: c.value(kv)}, i.Location())
 			}
 		case *instructions.RunCommand:
+			// What mounts are is known once their words are evaluated.
+			if err := i.Expand(func(w string) (string, error) { return expand(c.p.lex, w, c.p.global) }); err != nil {
+				continue
+			}
 			for _, m := range instructions.GetMounts(i) {
 				c.mount(m, i.Location())
 			}
@@ -162,7 +168,7 @@ func (c *outliner) mount(m *instructions.Mount, at []parser.Range) {
 	switch m.Type {
 	case instructions.MountTypeSecret:
 		if p.Name == "" {
-			p.Name = m.Source
+			p.Name = path.Base(cmp.Or(m.Source, m.Target))
 		}
 		add(&c.out.Secrets, p, at)
 	case instructions.MountTypeSSH:

@@ -145,3 +145,16 @@ func (f Fetched) ReadDockerfile(name string) ([]byte, error) {
 	defer file.Close()
 	return readRegular(file, dockerfile.MaxSize)
 }
+
+// Download writes what a server sends.
+func Download(ctx context.Context, address string, w io.Writer) error {
+	resp, err := (&solver{}).get(ctx, address, remembered{})
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(w, resp.Body); err != nil {
+		return fault.Unavailablef("download %s: %w", address, err)
+	}
+	return nil
+}

@@ -62,7 +62,20 @@ const capability = "security.capability"
 
 type unixStat = syscall.Stat_t
 
-func (s Stat) encode() []byte {
+// StatOf is what is known of a file.
+func StatOf(name string, info fs.FileInfo) Stat {
+	st := Stat{Path: name, Mode: info.Mode(), ModTime: info.ModTime()}
+	if st.Mode.IsRegular() {
+		st.Size = info.Size()
+	}
+	if sys, ok := info.Sys().(*unixStat); ok {
+		st.UID, st.GID, st.Device = sys.Uid, sys.Gid, sys.Rdev
+	}
+	return st
+}
+
+// Encode is the message as it travels.
+func (s Stat) Encode() []byte {
 	b := grpc.AppendNumber(grpc.AppendText(nil, 1, s.Path), 2, uint64(uint32(s.Mode)))
 	b = grpc.AppendNumber(grpc.AppendNumber(b, 3, uint64(s.UID)), 4, uint64(s.GID))
 	b = grpc.AppendNumber(grpc.AppendNumber(b, 5, uint64(s.Size)), 6, uint64(s.ModTime.UnixNano()))

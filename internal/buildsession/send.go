@@ -211,7 +211,7 @@ func (t *treeSender) stat(at string, st Stat) error {
 		content = at
 	}
 	t.files = append(t.files, content)
-	return t.send(packet{kind: packetStat, stat: st.encode()}.encode())
+	return t.send(packet{kind: packetStat, stat: st.Encode()}.encode())
 }
 
 func (t *treeSender) look(at string) (Stat, error) {
@@ -219,11 +219,8 @@ func (t *treeSender) look(at string) (Stat, error) {
 	if err != nil {
 		return Stat{}, err
 	}
-	st := Stat{Path: path.Join(t.below, at), Mode: info.Mode(), Size: info.Size(), ModTime: info.ModTime()}
+	st := StatOf(path.Join(t.below, at), info)
 	sys, _ := info.Sys().(*unixStat)
-	if sys != nil {
-		st.UID, st.GID, st.Device = sys.Uid, sys.Gid, sys.Rdev
-	}
 	switch {
 	case st.Mode&fs.ModeSymlink != 0:
 		st.Link, err = t.root.Readlink(at)
@@ -241,8 +238,6 @@ func (t *treeSender) look(at string) (Stat, error) {
 		if n, err := unix.Lgetxattr(fmt.Sprintf("/proc/self/fd/%d/%s", t.dir.Fd(), at), capability, b); err == nil {
 			st.Capability = b[:n]
 		}
-	default:
-		st.Size = 0
 	}
 	return st, nil
 }
