@@ -16,13 +16,13 @@ var (
 	open  = []string{"fault", "disk", "linux", "image", "weakness"}
 	rooms = map[string][]string{
 		"fault": {}, "linux": {}, "weakness": {}, "disk": {"linux", "fault"}, "image": {"fault", "weakness"},
-		"dockerfile": {}, "volume": {}, "event": {}, "rootless": {}, "store": {}, "registry": {}, "container": {},
+		"launch": {}, "dockerfile": {}, "volume": {}, "event": {}, "rootless": {}, "store": {}, "registry": {}, "container": {},
 		"layer": {}, "mirror": {}, "network": {"rootless"}, "sandbox": {"sandbox/cgroup", "sandbox/seccomp"},
 		"sandbox/cgroup": {}, "sandbox/seccomp": {},
 		"delegate": {"sandbox", "sandbox/cgroup", "sandbox/seccomp"},
 		"oci":      {"sandbox", "sandbox/cgroup"},
 		"snapshot": {"layer"},
-		"monitor":  {"rootless", "mirror", "container", "delegate", "sandbox", "sandbox/cgroup", "snapshot", "network", "volume", "event"},
+		"monitor":  {"launch", "rootless", "mirror", "container", "delegate", "sandbox", "sandbox/cgroup", "snapshot", "network", "volume", "event"},
 		"builder":  {"dockerfile", "store", "layer", "snapshot"},
 		"builtin":  {"store", "layer"},
 		"engine": {"builder", "delegate", "monitor", "registry", "container", "layer", "snapshot", "store", "network",
@@ -30,7 +30,7 @@ var (
 		"grpc": {}, "buildsession": {"grpc"}, "buildcontrol": {"grpc"},
 		"api": {"grpc", "buildsession", "buildcontrol", "engine", "container", "network", "volume", "event", "builder", "monitor", "registry"},
 		"cli": {"engine", "container", "network", "volume", "event", "builder", "monitor", "api",
-			"registry", "sandbox", "oci", "builtin", "rootless"},
+			"registry", "sandbox", "oci", "builtin", "rootless", "launch"},
 	}
 	// What costs too much at every start (docs/decisions/0007).
 	banned = []string{"google.golang.org/grpc", "github.com/prometheus/", "github.com/docker/cli/cli/command",

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 
 	"keg/internal/builtin"
+	"keg/internal/launch"
 )
 
 // Set by the linker: -X keg/internal/cli.version=... -X keg/internal/cli.commit=...
@@ -29,7 +30,7 @@ func Main(args []string) int {
 	if len(args) > 0 {
 		name = filepath.Base(args[0])
 	}
-	if rest, ok := isOCI(args); ok {
+	if rest, ok := launch.Runtime(args); ok {
 		return ociMain(os.Stdout, rest)
 	}
 	if len(args) == 2 && (args[1] == "--version" || args[1] == "-v") && isEngine(name) {

@@ -10,11 +10,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -23,13 +21,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keg/internal/fault"
-	"keg/internal/linux"
+	"keg/internal/launch"
 	"keg/internal/oci"
-	"keg/internal/sandbox"
 )
 
 // ociName is the name by which the binary is a runtime: what calls a runtime gives it no first word.
-const ociName = "keg-oci"
+const ociName = launch.RuntimeArgv0
 
 // newOCI is there for help: Main sees to "keg oci" itself, as its flags are runc's, not ours.
 func newOCI(a *app) *cobra.Command {
@@ -147,8 +144,8 @@ func (c *ociCall) command(cmd *ociCommand, args, all []string) (int, error) {
 		return 1, failf("%s needs %s", cmd.name, cmd.words)
 	}
 	if cmd.clones {
-		if err := fromSafePlace(all); err != nil {
-			return 1, err
+		if err := launch.FromSafePlace(all); err != nil {
+			return 1, fmt.Errorf("execute the runtime from a read-only mount: %w", err)
 		}
 	}
 	return run(context.Background())
@@ -191,21 +188,6 @@ func (c *ociCall) complain(level, msg string) {
 		return
 	}
 	fmt.Fprintf(f, "time=%q level=%s msg=%q\n", at, level, msg)
-}
-
-// fromSafePlace executes this program again from a read-only mount of its own, unless it is on one: what
-// clones a container can be reached from the container (CVE-2019-5736).
-func fromSafePlace(args []string) error {
-	var fs unix.Statfs_t
-	if err := unix.Statfs("/proc/self/exe", &fs); err == nil && fs.Flags&unix.ST_RDONLY != 0 {
-		return nil
-	}
-	f, err := sandbox.Executable()
-	if err != nil {
-		return err
-	}
-	return fmt.Errorf("execute the runtime from a read-only mount: %w",
-		syscall.Exec(linux.FDPath(int(f.Fd())), append([]string{ociName}, args...), os.Environ()))
 }
 
 // launch binds the flags that create, run and exec share.
@@ -522,15 +504,4 @@ func ociCaps(p *specs.Process, add []string) error {
 	k.Effective = append(slices.Clone(k.Effective), add...)
 	p.Capabilities = &k
 	return nil
-}
-
-// isOCI tells whether a start of the binary is one of the runtime.
-func isOCI(args []string) (rest []string, ok bool) {
-	switch {
-	case len(args) > 0 && filepath.Base(args[0]) == ociName:
-		return args[1:], true
-	case len(args) > 1 && args[1] == "oci":
-		return args[2:], true
-	}
-	return nil, false
 }

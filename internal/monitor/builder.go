@@ -25,6 +25,7 @@ import (
 
 	"keg/internal/container"
 	"keg/internal/disk"
+	"keg/internal/launch"
 	"keg/internal/linux"
 	"keg/internal/network"
 	"keg/internal/sandbox"
@@ -39,11 +40,14 @@ type Builder struct {
 
 // StartBuilder starts it; it ends with Close or with its parent.
 func StartBuilder(ctx context.Context, r Roots) (*Builder, error) {
-	c, pid, err := spawn(nil, "build", r.Root, r.Run)
-	if err != nil {
-		return nil, fmt.Errorf("start the monitor of the build: %w", err)
+	p, err := launch.Builder(r.Root, r.Run)
+	if err == nil {
+		var c *net.UnixConn
+		if c, err = adopt(p); err == nil {
+			return &Builder{newConn(c, "build"), p.Pid}, nil
+		}
 	}
-	return &Builder{newConn(c, "build"), pid}, nil
+	return nil, fmt.Errorf("start the monitor of the build: %w", err)
 }
 
 // Run executes one step; out gets its stdout and stderr. Several may run at once. When ctx ends

@@ -22,6 +22,7 @@ import (
 	"keg/internal/container"
 	"keg/internal/event"
 	"keg/internal/fault"
+	"keg/internal/launch"
 	"keg/internal/network"
 	"keg/internal/rootless"
 	"keg/internal/snapshot"
@@ -35,7 +36,7 @@ const starterSocket = 3
 // It returns the exit status of the monitor process.
 func Main(args []string) int {
 	unix.CloseOnExec(starterSocket)
-	unix.Close(roomSlot)
+	unix.Close(launch.RoomSlot)
 	// Nothing is collected before the container runs: there is no garbage worth it.
 	debug.SetGCPercent(-1)
 	var err error

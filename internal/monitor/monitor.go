@@ -5,10 +5,12 @@ package monitor
 import (
 	"io"
 	"path/filepath"
+
+	"keg/internal/launch"
 )
 
 // Argv0 is the name under which keg starts itself as a monitor.
-const Argv0 = "keg-monitor"
+const Argv0 = launch.Argv0
 
 // Roots are the directories of one engine.
 type Roots struct{ Root, Run string }

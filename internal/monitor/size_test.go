@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"keg/internal/launch"
 )
 
 // TestMonitorIsSmall: a waiting monitor has few threads, and little memory that is its own. The bound is
@@ -23,11 +25,11 @@ func TestMonitorIsSmall(t *testing.T) {
 		t.Errorf("%d threads", n)
 	}
 	// So many that no start makes the kernel replace the table, which takes it 10 ms.
-	if n := field(t, info.Monitor, "status", "FDSize:"); n <= roomSlot {
+	if n := field(t, info.Monitor, "status", "FDSize:"); n <= launch.RoomSlot {
 		t.Errorf("room for %d descriptors", n)
 	}
-	if _, err := os.Lstat(fmt.Sprintf("/proc/%d/fd/%d", info.Monitor, roomSlot)); err == nil {
-		t.Errorf("descriptor %d is left open", roomSlot)
+	if _, err := os.Lstat(fmt.Sprintf("/proc/%d/fd/%d", info.Monitor, launch.RoomSlot)); err == nil {
+		t.Errorf("descriptor %d is left open", launch.RoomSlot)
 	}
 	kb := field(t, info.Monitor, "smaps_rollup", "Pss_Anon:")
 	t.Logf("%d kB of its own", kb)

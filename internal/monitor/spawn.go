@@ -12,14 +12,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
-	"keg/internal/linux"
-	"keg/internal/sandbox"
+	"keg/internal/launch"
 	"keg/internal/sandbox/cgroup"
-	"keg/internal/weakness"
 )
 
 // Prepared is a monitor process that waits to be told its container. Starting it before the record
@@ -30,20 +27,18 @@ type Prepared struct {
 	words *os.File
 }
 
-// Prepare starts a monitor in its own session and cgroup. One that is closed, or whose starter dies,
-// before it was told a container ends by itself.
+// Prepare starts a monitor in its own session and cgroup, or takes the one that was started at this program's
+// first moment. One that is closed, or whose starter dies, before it was told a container ends by itself.
 func Prepare(r Roots) (*Prepared, error) {
-	words, err := memfile("monitor.log")
-	if err != nil {
-		return nil, err
+	p, err := launch.Monitor(r.Root, r.Run)
+	if err == nil {
+		var c *net.UnixConn
+		if c, err = adopt(p); err == nil {
+			return &Prepared{r, c, p.Words}, nil
+		}
+		p.Words.Close()
 	}
-	// The dashes become the container's id, so that ps tells which monitor is whose.
-	c, _, err := spawn(words, "container", r.Root, r.Run, strings.Repeat("-", idLength))
-	if err != nil {
-		words.Close()
-		return nil, fmt.Errorf("start a monitor: %w", err)
-	}
-	return &Prepared{r, c, words}, nil
+	return nil, fmt.Errorf("start a monitor: %w", err)
 }
 
 // Close ends a monitor that was not used; after Spawn it does nothing.
@@ -89,18 +84,6 @@ func (p *Prepared) Spawn(ctx context.Context, id string, attach *Stdio) (*Conn, 
 	return k, nil
 }
 
-// memfile is a file without a name: monitors say nothing as a rule.
-func memfile(name string) (*os.File, error) {
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL)
-	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
-		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC)
-	}
-	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
-	}
-	return os.NewFile(uintptr(fd), name), nil
-}
-
 // lastWords is the end of a monitor's error file, for people.
 func lastWords(f *os.File) string {
 	b, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<20))
@@ -111,26 +94,10 @@ func lastWords(f *os.File) string {
 	return ": " + strings.ToValidUTF8(string(b[max(0, len(b)-2000):]), "?")
 }
 
-// spawn re-executes this binary, the running one whatever was installed meanwhile, and returns our
-// end of a socketpair whose other end is its descriptor 3, and its pid.
-func spawn(errlog *os.File, args ...string) (*net.UnixConn, int, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, 0, os.NewSyscallError("socketpair", err)
-	}
-	theirs := os.NewFile(uintptr(fds[1]), "socket")
-	defer theirs.Close()
-	ours, err := fileConn(fds[0])
-	if err != nil {
-		return nil, 0, err
-	}
-	pid, err := startSelf(errlog, theirs, args)
-	if err != nil {
-		ours.Close()
-		return nil, 0, err
-	}
-	go reapMonitor(pid) // a front end that lives long leaves no zombie
-	return ours, pid, nil
+// adopt is the connection to a process of ours; one that is a front end's and lives long leaves no zombie.
+func adopt(p *launch.Process) (*net.UnixConn, error) {
+	go reapMonitor(p.Pid)
+	return fileConn(p.Socket)
 }
 
 func reapMonitor(pid int) {
@@ -141,85 +108,10 @@ func reapMonitor(pid int) {
 	}
 }
 
-// startSelf executes the binary through a read-only mount of its own: monitors clone containers, and
-// a container can get hold of what cloned it (CVE-2019-5736). It does without os.StartProcess, which
-// at its first use forks once more to see whether pidfds work.
-func startSelf(errlog, sock *os.File, args []string) (int, error) {
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer null.Close()
-	exe, self := "/proc/self/exe", null
-	if os.Geteuid() == 0 {
-		if self, err = sandbox.Executable(); err != nil {
-			return 0, err
-		}
-		defer self.Close()
-		exe = linux.FDPath(roomSlot)
-	}
-	stderr := null
-	if errlog != nil {
-		stderr = errlog
-	}
-	attr := &syscall.ProcAttr{
-		Dir: "/",
-		// One thread of Go code at a time is enough for a monitor; memory goes by processors. Nothing in it computes
-		// for long, so it is not interrupted by signals, for which each thread would touch a stack of its own.
-		Env:   append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1", "GOTRACEBACK=single"}, weakness.Env()...),
-		Files: roomy(self.Fd(), null.Fd(), null.Fd(), stderr.Fd(), sock.Fd()),
-		Sys:   &syscall.SysProcAttr{Setsid: true},
-	}
-	if g := monitorCgroup(); g != nil {
-		defer g.Close()
-		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(g.Fd())
-		if pid, err := syscall.ForkExec(exe, append([]string{Argv0}, args...), attr); err == nil {
-			return pid, nil
-		}
-		attr.Sys.UseCgroupFD = false // no right to it: the starter's cgroup it is
-	}
-	return syscall.ForkExec(exe, append([]string{Argv0}, args...), attr)
-}
-
-// roomSlot is the number of a descriptor that makes a monitor's table of descriptors large. A table begins with
-// 64 places and a start needs more; where threads share one, the kernel waits for all processors before it
-// replaces it (expand_fdtable of fs/file.c), 8 to 13 ms. Between fork and execve there is one thread, and tables do not shrink.
-const roomSlot = 128
-
-// roomy gives the number roomSlot to high, and the first ones to low.
-func roomy(high uintptr, low ...uintptr) []uintptr {
-	for len(low) < roomSlot {
-		low = append(low, ^uintptr(0))
-	}
-	return append(low, high)
-}
-
-// monitorsDir is where monitors live on cgroup v2.
-const monitorsDir = "/sys/fs/cgroup/keg-monitors"
-
 // farewell takes away what monitors share and the last one needs no more.
 func farewell() {
 	cgroup.Tidy(cgroupParent)
-	if b, err := os.ReadFile("/proc/self/cgroup"); err == nil && string(b) == "0::/"+filepath.Base(monitorsDir)+"\n" {
-		cgroup.Leave(monitorsDir)
+	if b, err := os.ReadFile("/proc/self/cgroup"); err == nil && string(b) == "0::/"+filepath.Base(launch.MonitorsCgroup)+"\n" {
+		cgroup.Leave(launch.MonitorsCgroup)
 	}
-}
-
-// monitorCgroup is the group in which monitors live, so that whoever started one may be
-// stopped with everything that is his. On v1 moving costs more than it gives.
-func monitorCgroup() *os.File {
-	var st unix.Statfs_t
-	if unix.Statfs("/sys/fs/cgroup", &st) != nil || st.Type != unix.CGROUP2_SUPER_MAGIC {
-		return nil
-	}
-	if os.Mkdir(monitorsDir, 0o755) != nil {
-		if _, err := os.Stat(monitorsDir); err != nil {
-			return nil
-		}
-	}
-	f, err := os.Open(monitorsDir)
-	if err != nil {
-		return nil
-	}
-	return f
 }
