@@ -23,6 +23,7 @@ import (
 
 	"keg/internal/fault"
 	"keg/internal/linux"
+	"keg/internal/weakness"
 )
 
 // Argv0 is how a server is called.
@@ -144,7 +145,7 @@ func (m *Mirror) spawn(trees []Tree, devices []*os.File) error {
 		kinds += map[bool]string{false: "-", true: "s"}[t.Shared]
 	}
 	m.pid, err = syscall.ForkExec("/proc/self/exe", []string{Argv0, kinds}, &syscall.ProcAttr{Dir: "/", Files: files, Sys: &syscall.SysProcAttr{Setsid: true},
-		Env: []string{"PATH=/usr/bin:/bin", "GOMAXPROCS=2", "GODEBUG=asyncpreemptoff=1", "GOTRACEBACK=single"}})
+		Env: append([]string{"PATH=/usr/bin:/bin", "GOMAXPROCS=2", "GODEBUG=asyncpreemptoff=1", "GOTRACEBACK=single"}, weakness.Env()...)})
 	if err != nil {
 		m.control.Close()
 		return fmt.Errorf("start the server of the container's files: %w", err)

@@ -51,6 +51,7 @@ func end(err error) {
 // program is what a container does, and what must be on disk then.
 type program struct {
 	before func(disk string) error // makes what is there already
+	beside func(disk string, stop <-chan struct{})
 	work   func(dir string) error
 	after  func(disk string) error
 }
@@ -63,32 +64,66 @@ func self(from, count int, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// TestPrograms runs each program on the mirror of an overlay, and on that of a directory which others may change.
+// TestPrograms runs each program on the mirror of an overlay, on one with hardly any descriptors, and on that of a directory
+// which others may change.
 func TestPrograms(t *testing.T) {
+	needRoot(t)
+	for name := range programs {
+		if name == "swapped" {
+			continue
+		}
+		for _, kind := range []string{"overlay", "few", "shared"} {
+			t.Run(name+"/"+kind, func(t *testing.T) {
+				t.Parallel()
+				runProgram(t, name+"/"+kind)
+			})
+		}
+	}
+}
+
+// TestSwappedEntries: row RT25 of the threats: who shares a directory with the container puts links to what is outside in the
+// place of what the kernel has just looked at.
+func TestSwappedEntries(t *testing.T) {
+	needRoot(t)
+	runProgram(t, "swapped/shared")
+}
+
+func needRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, who may map ids; test/script/rootless has an ordinary user's")
 	}
 	if err := Unsupported(); err != nil {
 		t.Skip(err)
 	}
-	for name := range programs {
-		for _, kind := range []string{"overlay", "shared"} {
-			t.Run(name+"/"+kind, func(t *testing.T) {
-				t.Parallel()
-				dir, err := os.MkdirTemp("", "mirror-")
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer os.RemoveAll(dir)
-				if err := errors.Join(os.Chmod(dir, 0o755), os.Chown(dir, outer, outer)); err != nil {
-					t.Fatal(err)
-				}
-				out, err := self(outer, 1<<16, "inside", name+"/"+kind, dir).CombinedOutput()
-				if err != nil {
-					t.Errorf("%v\n%s", err, out)
-				}
-			})
+}
+
+func runProgram(t *testing.T, what string) {
+	dir, err := os.MkdirTemp("", "mirror-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chown(dir, outer, outer)); err != nil {
+		t.Fatal(err)
+	}
+	out, err := self(outer, 1<<16, "inside", what, dir).CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestNames: what is no name of an entry is refused, whoever sends it.
+func TestNames(t *testing.T) {
+	for _, s := range []string{"", ".", "..", "/", "a/b", "../x", "/etc/passwd"} {
+		if _, _, err := name([]byte(s + "\x00")); err == nil {
+			t.Errorf("%q is taken", s)
 		}
+	}
+	if _, _, err := name([]byte("endless")); err == nil {
+		t.Error("a name without an end is taken")
+	}
+	if s, rest, err := name([]byte("...\x00b\x00")); s != "..." || string(rest) != "b\x00" || err != nil {
+		t.Errorf("%q %q %v", s, rest, err)
 	}
 }
 
@@ -106,15 +141,20 @@ func inside(what, dir string) (err error) {
 		}
 	}
 	first := disk
-	if kind == "overlay" {
+	if kind != "shared" {
 		first = lower
+	}
+	if kind == "few" {
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 100, Max: 100}); err != nil {
+			return err
+		}
 	}
 	if p.before != nil {
 		if err := p.before(first); err != nil {
 			return fmt.Errorf("before: %w", err)
 		}
 	}
-	if kind == "overlay" {
+	if kind != "shared" {
 		err := unix.Mount("keg", disk, "overlay", 0, "lowerdir="+lower+",upperdir="+upper+",workdir="+filepath.Join(dir, "work")+",userxattr,index=off")
 		if err != nil {
 			return fmt.Errorf("overlay: %w", err)
@@ -124,8 +164,17 @@ func inside(what, dir string) (err error) {
 	if err != nil {
 		return err
 	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		if p.beside != nil {
+			p.beside(disk, stop)
+		}
+	}()
 	cmd := self(range1, size1, "program", name, shown)
 	out, err := cmd.CombinedOutput()
+	close(stop)
+	<-stopped
 	if err != nil {
 		err = fmt.Errorf("the program: %w\n%s", err, out)
 	}

@@ -514,4 +514,76 @@ var programs = map[string]program{
 			return c.end()
 		},
 	},
+	"swapped": {
+		before: func(d string) error {
+			out := filepath.Dir(d)
+			return errors.Join(os.WriteFile(out+"/secret", []byte("secret"), 0o600), os.Mkdir(out+"/outside", 0o700), os.WriteFile(out+"/outside/secret", []byte("secret"), 0o600),
+				write(d+"/x", "mine"), os.Symlink("../secret", d+"/x2"), os.Mkdir(d+"/d", 0o777), write(d+"/d/secret", "mine"), os.Symlink("../outside", d+"/d2"))
+		},
+		beside: func(d string, stop <-chan struct{}) {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				for _, n := range []string{"/x", "/d"} {
+					unix.Renameat2(unix.AT_FDCWD, d+n, unix.AT_FDCWD, d+n+"2", unix.RENAME_EXCHANGE)
+				}
+			}
+		},
+		work: func(d string) error {
+			var c check
+			did := map[string]int{}
+			count := func(what string, err error) {
+				if err == nil {
+					did[what]++
+				}
+			}
+			for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); {
+				for _, n := range []string{d + "/x", d + "/d/secret"} {
+					b, err := os.ReadFile(n)
+					count("read", err)
+					if err == nil && string(b) == "secret" {
+						return errors.New("what is outside was read")
+					}
+					f, err := os.OpenFile(n, os.O_WRONLY|os.O_TRUNC|os.O_CREATE, 0o666)
+					count("write", err)
+					if err == nil {
+						f.WriteString("mine")
+						f.Close()
+					}
+					count("truncate", os.Truncate(n, 4))
+					count("chmod", unix.Chmod(n, 0o666))
+					count("chown", os.Chown(n, 7, 7))
+					count("set an attribute", unix.Setxattr(n, "user.x", []byte("x"), 0))
+					count("times", os.Chtimes(n, time.Unix(1, 0), time.Unix(1, 0)))
+				}
+				count("make", write(d+"/d/new", "n"))
+				count("list", func() error { _, err := os.ReadDir(d + "/d"); return err }())
+				count("link", os.Link(d+"/x", d+"/link"))
+				os.Remove(d + "/link")
+				os.Remove(d + "/d/new")
+			}
+			for _, what := range []string{"read", "write", "truncate", "chmod", "chown", "set an attribute", "times", "make", "list", "link"} {
+				if did[what] < 3 { // what is inside can be used all the time
+					c.errs = append(c.errs, fmt.Errorf("%s worked %d times", what, did[what]))
+				}
+			}
+			return c.end()
+		},
+		after: func(d string) error {
+			var c check
+			for _, n := range []string{"/secret", "/outside/secret"} {
+				n = filepath.Dir(d) + n
+				c.content(n, "secret")
+				c.owner(n, 0, 0, 0o600)
+				_, err := unix.Getxattr(n, "user.x", nil)
+				c.fails("an attribute of "+n, err, unix.ENODATA)
+			}
+			es, _ := os.ReadDir(filepath.Dir(d) + "/outside")
+			c.is("entries outside", len(es), 1)
+			return c.end()
+		},
+	},
 }

@@ -20,6 +20,7 @@ import (
 
 	"keg/internal/fault"
 	"keg/internal/linux"
+	"keg/internal/weakness"
 )
 
 const (
@@ -305,6 +306,9 @@ func setRights(mask uint64) {
 
 // openEntry opens one name in a directory and follows nothing.
 func openEntry(dir int, name string, flags int, mode uint32) (int, error) {
+	if weakness.Of("RT25") {
+		return unix.Openat(dir, name, flags|unix.O_CLOEXEC, mode)
+	}
 	return unix.Openat2(dir, name, &unix.OpenHow{Flags: uint64(flags | unix.O_NOFOLLOW | unix.O_CLOEXEC), Mode: uint64(mode),
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV})
 }

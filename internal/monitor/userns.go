@@ -23,6 +23,7 @@ import (
 	"keg/internal/linux"
 	"keg/internal/sandbox"
 	"keg/internal/snapshot"
+	"keg/internal/weakness"
 )
 
 // userns is what a run has of its own ids; nil: the engine's.
@@ -147,7 +148,9 @@ func (u *userns) lockUnits(dir string, first, n, size uint32) bool {
 		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 		if err == nil {
 			u.ranges = append(u.ranges, f)
-			err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+			if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); weakness.Of("RT26") {
+				err = nil
+			}
 		}
 		var open, there unix.Stat_t
 		if err == nil { // its last holder may have removed it meanwhile
