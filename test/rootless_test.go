@@ -51,6 +51,15 @@ func TestRootlessClientAddress(t *testing.T) {
 	asOrdinaryUser(t, "^TestRootlessScript$/^network$")
 }
 
+// TestRootlessRangesAreApart: row RT26 of the threats: who escapes has ids that no other container has. It is one of the
+// scripts above, alone.
+func TestRootlessRangesAreApart(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: TestRootlessScript runs this script for an ordinary user")
+	}
+	asOrdinaryUser(t, "^TestRootlessScript$/^ranges$")
+}
+
 // rootsScripts are those of root's that an ordinary user passes, too; where the rest of one needs what he lacks (a cgroup,
 // mounts, devices and owners of the host) it stops and says so. Not among them: flags and buildflags, which are about
 // limits, and userns, whose ranges are root's. The short form takes the first six.
