@@ -114,6 +114,7 @@ type objects interface {
 type Options struct {
 	Version, Commit string
 	Scratch         string                           // directory for contexts of builds, on disk; made when needed
+	History         string                           // directory for records of builds; made when needed; "": none is kept
 	Env             map[string]string                // of the server: proxies
 	As              func(...registry.Account) Engine // the engine for a caller's own accounts; nil: the same for all
 	Asking          func(registry.Ask) Engine        // the engine that asks a caller for accounts; nil: the same for all
@@ -133,6 +134,8 @@ type Server struct {
 	sessions sessions
 	uploads  uploads
 	solves   solves
+	history  history
+	controls controls
 }
 
 // New makes a server over an engine.
@@ -140,5 +143,5 @@ func New(e Engine, o Options) *Server {
 	if o.Log == nil {
 		o.Log = io.Discard
 	}
-	return &Server{engine: e, o: o, table: compile(routes())}
+	return &Server{engine: e, o: o, table: compile(routes()), history: history{dir: o.History}}
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"sync"
 	"time"
@@ -59,6 +60,60 @@ func (s *Server) control(w *reply, r *request) error {
 	return nil
 }
 
+// answerGRPC answers a client that speaks HTTP/2 from the beginning.
+func (s *Server) answerGRPC(w *reply, r *http.Request) {
+	err := checkOrigin(r)
+	if err == nil && !grpc.Is(r) {
+		err = fault.Invalidf("HTTP/2 is for gRPC here: use HTTP/1.1")
+	}
+	if err != nil {
+		w.fail(err)
+		return
+	}
+	grpc.Answer(w.ResponseWriter, r, s.controls.of(r, s).methods(), s.o.Log)
+}
+
+// controls are the connections that speak HTTP/2 from the beginning and have made a call.
+type controls struct {
+	mu sync.Mutex
+	m  map[net.Conn]*control
+}
+
+type connKey struct{}
+
+func (cs *controls) opened(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+func (cs *controls) of(r *http.Request, s *Server) *control {
+	conn, _ := r.Context().Value(connKey{}).(net.Conn)
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	c := cs.m[conn]
+	if c == nil {
+		c = &control{s: s, references: map[string]*reference{}}
+		if cs.m == nil {
+			cs.m = map[net.Conn]*control{}
+		}
+		cs.m[conn] = c
+	}
+	return c
+}
+
+// changed lets go what a connection has when it is closed.
+func (cs *controls) changed(conn net.Conn, state http.ConnState) {
+	if state != http.StateClosed && state != http.StateHijacked {
+		return
+	}
+	cs.mu.Lock()
+	c := cs.m[conn]
+	delete(cs.m, conn)
+	cs.mu.Unlock()
+	if c != nil {
+		go c.close() // calls under way end with their connection
+	}
+}
+
 // control is one connection.
 type control struct {
 	s *Server
@@ -72,6 +127,9 @@ func (c *control) methods() map[string]grpc.Method {
 		buildcontrol.Control + "Status":  c.status,
 		buildcontrol.Control + "Session": c.session,
 		buildcontrol.Control + "Prune":   c.prune,
+
+		buildcontrol.Control + "ListenBuildHistory": c.listenHistory,
+		buildcontrol.Content + "Read":               c.contentRead,
 	}
 	for name, m := range map[string]func(*grpc.Stream, []byte) ([]byte, error){
 		buildcontrol.Control + "Info":        c.info,
@@ -79,14 +137,17 @@ func (c *control) methods() map[string]grpc.Method {
 		buildcontrol.Control + "DiskUsage":   c.diskUsage,
 		buildcontrol.Control + "Solve":       c.solve,
 		buildcontrol.Bridge + "Ping":         c.ping,
-		buildcontrol.Bridge + "Solve":        c.frontend,
-		buildcontrol.Bridge + "Evaluate":     c.evaluate,
-		buildcontrol.Bridge + "ReadFile":     c.readFile,
-		buildcontrol.Bridge + "StatFile":     c.statFile,
-		buildcontrol.Bridge + "ReadDir":      c.readDir,
-		buildcontrol.Bridge + "Inputs":       c.inputs,
-		buildcontrol.Bridge + "Return":       c.end,
-		buildcontrol.Bridge + "Warn":         c.warn,
+
+		buildcontrol.Control + "UpdateBuildHistory": c.updateHistory,
+		buildcontrol.Content + "Info":               c.contentInfo,
+		buildcontrol.Bridge + "Solve":               c.frontend,
+		buildcontrol.Bridge + "Evaluate":            c.evaluate,
+		buildcontrol.Bridge + "ReadFile":            c.readFile,
+		buildcontrol.Bridge + "StatFile":            c.statFile,
+		buildcontrol.Bridge + "ReadDir":             c.readDir,
+		buildcontrol.Bridge + "Inputs":              c.inputs,
+		buildcontrol.Bridge + "Return":              c.end,
+		buildcontrol.Bridge + "Warn":                c.warn,
 	} {
 		ms[name] = grpc.Unary(m)
 	}
@@ -192,6 +253,7 @@ const (
 type solve struct {
 	*buildcontrol.Solve
 	feed     *feed
+	record   *recording
 	returned chan *buildcontrol.Return
 }
 
@@ -207,7 +269,7 @@ func (s *solves) begin(q *buildcontrol.Solve) (v *solve, end func(), err error) 
 	if s.m == nil {
 		s.m = map[string]*solve{}
 	}
-	v = &solve{q, newFeed(), make(chan *buildcontrol.Return, 1)}
+	v = &solve{Solve: q, feed: newFeed(), returned: make(chan *buildcontrol.Return, 1)}
 	s.m[q.Ref] = v
 	if s.changed != nil {
 		close(s.changed)
@@ -224,7 +286,8 @@ func (s *solves) begin(q *buildcontrol.Solve) (v *solve, end func(), err error) 
 }
 
 // get waits a little for a build that is about to begin: clients ask for its status at once.
-func (s *solves) get(ctx context.Context, ref string) (*solve, error) {
+// One that is over already, as past tells, is nil.
+func (s *solves) get(ctx context.Context, ref string, past func(ref string) bool) (*solve, error) {
 	ctx, cancel := context.WithTimeout(ctx, sessionPatience)
 	defer cancel()
 	for {
@@ -235,7 +298,7 @@ func (s *solves) get(ctx context.Context, ref string) (*solve, error) {
 		}
 		changed := s.changed
 		s.mu.Unlock()
-		if v != nil {
+		if v != nil || past != nil && past(ref) {
 			return v, nil
 		}
 		select {
@@ -249,6 +312,7 @@ func (s *solves) get(ctx context.Context, ref string) (*solve, error) {
 // feed is what is told of a build, for those who follow it. All is kept up to a bound; then the builder waits for the
 // slowest, and without any, output of steps is lost.
 type feed struct {
+	record  *recording
 	mu      sync.Mutex
 	log     [][]byte
 	first   int // number of the first that is kept
@@ -273,6 +337,7 @@ func (f *feed) put(ctx context.Context, t buildsession.Trace) {
 	if len(m) == 0 {
 		return
 	}
+	f.record.told(t, m)
 	f.mu.Lock()
 	for f.size >= maxFeed && len(f.readers) > 0 && !f.trim() && ctx.Err() == nil {
 		changed := f.changed
@@ -362,19 +427,22 @@ func (c *control) status(st *grpc.Stream) error {
 	if err != nil {
 		return err
 	}
-	v, err := c.s.solves.get(st.Context(), ref)
+	v, err := c.s.solves.get(st.Context(), ref, c.s.history.has)
 	if err != nil {
 		return err
 	}
 	if err := st.Header(); err != nil {
 		return err
 	}
+	if v == nil {
+		return c.s.history.replay(st.Context(), ref, st.Send)
+	}
 	return v.feed.follow(st.Context(), st.Send)
 }
 
 // named is the build that a call to the bridge belongs to.
 func (c *control) named(st *grpc.Stream) (*solve, error) {
-	return c.s.solves.get(st.Context(), st.Metadata().Get(buildcontrol.HeaderBuild))
+	return c.s.solves.get(st.Context(), st.Metadata().Get(buildcontrol.HeaderBuild), nil)
 }
 
 func (c *control) ping(st *grpc.Stream, _ []byte) ([]byte, error) {
@@ -414,7 +482,16 @@ func (c *control) solve(st *grpc.Stream, b []byte) ([]byte, error) {
 		return nil, err
 	}
 	defer end()
-	ctx := st.Context()
+	v.record = c.s.history.begin(q)
+	v.feed.record = v.record
+	response, err := c.solved(st.Context(), v)
+	v.record.end(response, err)
+	return buildcontrol.Solved(response), err
+}
+
+// solved waits for what is to be built, and builds it.
+func (c *control) solved(ctx context.Context, v *solve) (map[string]string, error) {
+	q := v.Solve
 	if q.Definition != nil && q.Frontend == "" {
 		return nil, errUnlessEmpty(q)
 	}
@@ -435,7 +512,7 @@ func (c *control) solve(st *grpc.Stream, b []byte) ([]byte, error) {
 	case r.Err != nil && r.Err.Code != 0:
 		return nil, r.Err
 	case len(r.Refs) == 0:
-		return buildcontrol.Solved(nil), nil
+		return nil, nil
 	case len(r.Refs) > 1:
 		return nil, fault.Unsupportedf("a result of several references is not supported; a Dockerfile gives one for all its platforms")
 	}

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -42,6 +43,11 @@ func (ks *kitServer) control() *controlClient {
 	if _, err := io.ReadFull(c, head); err != nil || !strings.HasPrefix(string(head), "HTTP/1.1 101 ") {
 		ks.t.Fatalf("%q %v", head, err)
 	}
+	return ks.speak(c)
+}
+
+// speak begins HTTP/2.
+func (ks *kitServer) speak(c net.Conn) *controlClient {
 	tr := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return c, nil }, Protocols: new(http.Protocols)}
 	tr.Protocols.SetUnencryptedHTTP2(true)
 	cc, err := tr.NewClientConn(context.Background(), "http", "docker:80")
@@ -263,7 +269,7 @@ func TestControlClientLeaves(t *testing.T) {
 				io.Copy(io.Discard, resp.Body)
 			}
 		}()
-		v, err := ks.s.solves.get(ctx, "r")
+		v, err := ks.s.solves.get(ctx, "r", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -275,5 +281,139 @@ func TestControlClientLeaves(t *testing.T) {
 		ks.s.solves.mu.Lock()
 		delete(ks.s.solves.m, "r")
 		ks.s.solves.mu.Unlock()
+	}
+}
+
+// TestControlWithoutUpgrade: BuildKit's own client speaks HTTP/2 from the beginning.
+func TestControlWithoutUpgrade(t *testing.T) {
+	ks := newKitServer(t, &kit{})
+	c := ks.speak(ks.dial())
+	if a, err := c.call(theControl+"ListWorkers", "", nil); err != nil || string(submessage(t, a[0], 1, 1)) != "keg" {
+		t.Errorf("%q %v", a, err)
+	}
+	resp, err := c.cc.RoundTrip(&http.Request{Method: "GET", URL: &url.URL{Scheme: "http", Host: "docker", Path: "/info"}, Header: http.Header{}})
+	if err != nil || resp.StatusCode != 400 {
+		t.Fatal(resp, err)
+	}
+	resp.Body.Close()
+	resp, err = c.cc.RoundTrip(&http.Request{Method: "POST", URL: &url.URL{Scheme: "http", Host: "evil.example", Path: theControl + "Info"},
+		Header: http.Header{"Content-Type": {"application/grpc"}}, Body: http.NoBody})
+	if err != nil || resp.StatusCode != 403 {
+		t.Fatal(resp, err)
+	}
+	resp.Body.Close()
+	if _, err := c.call(theControl+"Solve", "", text(text(nil, 1, "nothing"), 2, "")); err != nil {
+		t.Errorf("nothing from nothing: %v", err)
+	}
+	c.cc.Close()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		ks.s.controls.mu.Lock()
+		n := len(ks.s.controls.m)
+		ks.s.controls.mu.Unlock()
+		if n == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the connection is remembered")
+		}
+	}
+}
+
+// TestHistory: records of builds, and who listens.
+func TestHistory(t *testing.T) {
+	k := &kit{look: func(_ builder.Options, progress func(builder.Event)) error {
+		now := time.Now()
+		progress(builder.Event{Vertex: 1, Name: "[1/1] RUN it", Started: &now})
+		progress(builder.Event{Vertex: 1, Log: []byte("its words")})
+		progress(builder.Event{Vertex: 1, Finished: &now, Cached: true})
+		return nil
+	}}
+	ks := newKitServer(t, k)
+	ks.s.history.dir = filepath.Join(t.TempDir(), "builds")
+	ks.offer("s1", map[string][]sent{"dockerfile": {{path: "Dockerfile", text: "FROM scratch\n", mode: 0o644}}, "context": {}})
+	c := ks.control()
+	listen, err := c.begin(t.Context(), theControl+"ListenBuildHistory", "", strings.NewReader(string(grpc.Frame(nil))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listen.Body.Close()
+	heard := func() []byte {
+		t.Helper()
+		b, err := grpc.ReadFrame(listen.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	build := func(ref, frontend string) error {
+		_, err := c.call(theControl+"Solve", "", pairs(text(text(text(nil, 1, ref), 5, "s1"), 6, frontend), 7, "filename", "Dockerfile", "target", "t"))
+		return err
+	}
+	if err := build("r1", "dockerfile.v0"); err != nil {
+		t.Fatal(err)
+	}
+	if begun, done := heard(), heard(); string(submessage(t, begun, 2, 1)) != "r1" || string(submessage(t, done, 2, 1)) != "r1" || done[1] != 1 {
+		t.Errorf("%q %q", begun, done)
+	}
+	if err := build("r2", "none"); err == nil {
+		t.Error("a frontend that is not there")
+	}
+	heard()
+	if failed := heard(); string(submessage(t, failed, 2, 5, 2)) != "failed to find frontend: none" {
+		t.Errorf("%q", failed)
+	}
+	list := func(q []byte) (refs []string) {
+		t.Helper()
+		a, err := c.call(theControl+"ListenBuildHistory", "", number(q, 3, 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range a {
+			refs = append(refs, string(submessage(t, e, 2, 1)))
+		}
+		return refs
+	}
+	if got := strings.Join(list(nil), " "); got != "r2 r1" {
+		t.Errorf("records %q", got)
+	}
+	if got := strings.Join(list(text(nil, 2, "r1")), " "); got != "r1" {
+		t.Errorf("records %q", got)
+	}
+	if got := list(number(nil, 1, 1)); len(got) != 0 {
+		t.Errorf("active %q", got)
+	}
+	ks.s.solves.mu.Lock()
+	delete(ks.s.solves.m, "r1") // as after a while
+	ks.s.solves.mu.Unlock()
+	if a, err := c.call(theControl+"Status", "", text(nil, 1, "r1")); err != nil || !strings.Contains(string(bytes.Join(a, nil)), "its words") {
+		t.Errorf("%v %q", err, a)
+	}
+	a, err := c.call(theControl+"ListenBuildHistory", "", number(text(nil, 2, "r1"), 3, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := string(submessage(t, a[0], 2, 13, 2))
+	if doc, err := c.call("/containerd.services.content.v1.Content/Read", "", text(nil, 1, d)); err != nil || !strings.Contains(string(doc[0]), `"Name":"[1/1] RUN it"`) {
+		t.Errorf("%v %q", err, doc)
+	}
+	if _, err := c.call("/containerd.services.content.v1.Content/Info", "", text(nil, 1, "sha256:none")); err == nil || !strings.HasPrefix(err.Error(), "5 ") {
+		t.Errorf("%v", err)
+	}
+	if _, err := c.call(theControl+"UpdateBuildHistory", "", number(text(nil, 1, "r1"), 3, 1)); err != nil {
+		t.Error(err)
+	}
+	if gone := heard(); gone[1] != 2 {
+		t.Errorf("%q", gone)
+	}
+	for i := range maxRecords + 3 {
+		if err := build("more"+string(rune('A'+i)), "none"); err == nil {
+			t.Error("it should fail")
+		}
+	}
+	if n := len(list(nil)); n != maxRecords {
+		t.Errorf("%d records", n)
+	}
+	if files, _ := os.ReadDir(ks.s.history.dir); len(files) != 3*maxRecords {
+		t.Errorf("%d files", len(files))
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"maps"
 	"slices"
 
 	"keg/internal/buildcontrol"
@@ -48,6 +49,9 @@ func (c *control) reference(v *solve, f *buildcontrol.Frontend) (*reference, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.references == nil {
+		return nil, fault.Unavailablef("the client has left")
+	}
 	if len(c.references) >= maxReferences {
 		return nil, fault.Unavailablef("the client has %d references; it has to connect anew", maxReferences)
 	}
@@ -65,9 +69,14 @@ func (c *control) find(id string) (*reference, error) {
 	return nil, fault.NotFoundf("no such reference %q", id)
 }
 
-// close takes away what references have, when no call is under way.
+// close takes away what references have, when the calls that work on them have ended.
 func (c *control) close() {
-	for _, r := range c.references {
+	c.mu.Lock()
+	list := slices.Collect(maps.Values(c.references))
+	c.references = nil
+	c.mu.Unlock()
+	for _, r := range list {
+		r.busy <- struct{}{}
 		r.drop()
 	}
 }
@@ -228,7 +237,7 @@ func (r *reference) base(name string) builder.Built {
 }
 
 // export makes the build and delivers it.
-func (r *reference) export(ctx context.Context) ([]byte, error) {
+func (r *reference) export(ctx context.Context) (map[string]string, error) {
 	if r.front.Definition != nil {
 		return nil, errLLB()
 	}
@@ -238,6 +247,7 @@ func (r *reference) export(ctx context.Context) ([]byte, error) {
 	}
 	defer release()
 	defer r.drop()
+	r.solve.record.front(r.front)
 	if err := r.start(ctx); err != nil {
 		return nil, statusOfBuild(err)
 	}
@@ -261,7 +271,7 @@ func (r *reference) export(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, statusOfBuild(err)
 	}
-	return buildcontrol.Solved(d.response), nil
+	return d.response, nil
 }
 
 // again leaves out what was told when the build was evaluated.

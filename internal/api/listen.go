@@ -195,8 +195,12 @@ const (
 func (s *Server) Serve(ctx context.Context, lns ...net.Listener) error {
 	ended := make(chan error, len(lns))
 	srv := &http.Server{Handler: s, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: headerSize,
-		ErrorLog:     log.New(s.o.Log, "", 0),
-		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){}}
+		ErrorLog:  log.New(s.o.Log, "", 0),
+		Protocols: new(http.Protocols), ConnContext: s.controls.opened, ConnState: s.controls.changed}
+	// gRPC comes without asking first, too: BuildKit's own client does that. Over TLS the client's certificate is asked
+	// for by HTTP/1.1, as ever.
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetUnencryptedHTTP2(true)
 	for _, ln := range lns {
 		go func() { ended <- srv.Serve(ln) }()
 	}

@@ -136,6 +136,10 @@ func (s *Server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 		fmt.Fprintf(s.o.Log, "panic while answering %s %q: %v\n%s", hr.Method, hr.URL.Path, p, debug.Stack())
 		w.fail(fmt.Errorf("keg made a mistake while answering this request; please report what its log says"))
 	}()
+	if hr.ProtoMajor == 2 {
+		s.answerGRPC(w, hr)
+		return
+	}
 	if err := s.answer(w, hr); err != nil {
 		w.fail(err)
 	}

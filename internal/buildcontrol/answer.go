@@ -95,13 +95,15 @@ func Pong(w Worker) []byte {
 	return grpc.AppendMessage(b, 3, w.encode())
 }
 
+func digestOf(b []byte) string { return digest.FromBytes(b).String() }
+
 // Source is a definition of LLB that is one source.
 func Source(identifier string) []byte {
 	op := grpc.AppendMessage(nil, 3, grpc.AppendText(nil, 1, identifier))
-	last := grpc.AppendMessage(nil, 1, grpc.AppendText(nil, 1, digest.FromBytes(op).String()))
+	last := grpc.AppendMessage(nil, 1, grpc.AppendText(nil, 1, digestOf(op)))
 	b := grpc.AppendMessage(grpc.AppendMessage(nil, 1, op), 1, last)
 	for _, o := range [][]byte{op, last} {
-		b = grpc.AppendMessage(b, 2, grpc.AppendMessage(grpc.AppendText(nil, 1, digest.FromBytes(o).String()), 2, ""))
+		b = grpc.AppendMessage(b, 2, grpc.AppendMessage(grpc.AppendText(nil, 1, digestOf(o)), 2, ""))
 	}
 	return b
 }

@@ -19,6 +19,7 @@ import (
 const (
 	Control = "/moby.buildkit.v1.Control/"
 	Bridge  = "/moby.buildkit.v1.frontend.LLBBridge/"
+	Content = "/containerd.services.content.v1.Content/"
 )
 
 // HeaderBuild is the metadata of a call to the bridge that names its build.

@@ -71,7 +71,7 @@ func (a *app) serve(c *cobra.Command, group string) error {
 func (a *app) server(eng *engine.Engine, log io.Writer) *api.Server {
 	root, _, _ := a.roots()
 	eng.KeepRecords()
-	return api.New(eng, api.Options{Version: version, Commit: commit, Env: a.env, Log: log, Scratch: filepath.Join(root, "contexts"),
+	return api.New(eng, api.Options{Version: version, Commit: commit, Env: a.env, Log: log, Scratch: filepath.Join(root, "contexts"), History: filepath.Join(root, "builds"),
 		As:     func(as ...registry.Account) api.Engine { return eng.As(as...) },
 		Asking: func(ask registry.Ask) api.Engine { return eng.Asking(ask) }})
 }

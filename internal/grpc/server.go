@@ -139,6 +139,9 @@ func (s *Stream) Send(message []byte) error {
 	return http.NewResponseController(s.w).Flush()
 }
 
+// SetHeader adds to the header, before it is sent.
+func (s *Stream) SetHeader(key, value string) { s.w.Header().Set(key, value) }
+
 // Header sends the header before there is a message.
 func (s *Stream) Header() error { return http.NewResponseController(s.w).Flush() }
 
@@ -161,7 +164,7 @@ func Serve(ctx context.Context, conn net.Conn, methods map[string]Method, logs i
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			calls.Add(1)
 			defer calls.Done()
-			serve(w, r, methods[r.URL.Path], logs)
+			Answer(w, r, methods, logs)
 		}),
 	}
 	srv.Protocols.SetUnencryptedHTTP2(true)
@@ -176,8 +179,14 @@ func Serve(ctx context.Context, conn net.Conn, methods map[string]Method, logs i
 	calls.Wait()
 }
 
-func serve(w http.ResponseWriter, r *http.Request, m Method, logs io.Writer) {
-	h := w.Header()
+// Is tells a call from other requests by HTTP/2.
+func Is(r *http.Request) bool {
+	return r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")
+}
+
+// Answer answers one call. Panics are told to logs.
+func Answer(w http.ResponseWriter, r *http.Request, methods map[string]Method, logs io.Writer) {
+	m, h := methods[r.URL.Path], w.Header()
 	h.Set("Content-Type", "application/grpc")
 	var err error = &Status{Code: codeUnimplemented, Message: fmt.Sprintf("method %q is not supported", r.URL.Path)}
 	if m != nil {
