@@ -41,6 +41,9 @@ func (m *monitor) finish(r *run, p *backoff) (again bool) {
 		code = 255
 	}
 	r.settleOutput(m.ownPids())
+	if r.fate = r.lostFiles(code); r.fate != "" {
+		complain(errors.New(r.fate))
+	}
 	oom := false
 	if g := r.proc.Cgroup; g != nil && (code == 137 || m.rec.Host.Memory > 0) {
 		n, _ := g.OOMKills()

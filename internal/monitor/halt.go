@@ -64,6 +64,9 @@ func (m *monitor) renew(sig, timeout int) error {
 	m.reviving = true
 	m.mu.Unlock()
 	err = m.end(r, sig, timeout, func(sig int) error {
+		if sig == int(unix.SIGKILL) {
+			r.loosen()
+		}
 		if err := r.proc.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			return err
 		}

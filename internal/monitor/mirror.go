@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -163,20 +164,49 @@ func (r *run) mirrorFiles() (err error) {
 	return nil
 }
 
+// loosen sees that a process which is to end does not wait for an answer that never comes: the kernel lets go of it only when
+// the server that hangs is gone.
+func (r *run) loosen() {
+	m := r.mirror
+	if m == nil {
+		return
+	}
+	time.AfterFunc(hang, func() {
+		select {
+		case <-r.done:
+		default:
+			m.Abort()
+		}
+	})
+}
+
+// hang is how long a server may take for an answer to a process that was killed.
+const hang = 5 * time.Second
+
 // watchMirror ends a container whose files cannot be reached any more.
 func (m *monitor) watchMirror(r *run) {
 	if r.mirror == nil {
 		return
 	}
+	ended := r.mirror.Ended()
 	go func() {
 		select {
 		case <-r.done:
-		case <-r.mirror.Ended():
-			m.mu.Lock()
-			r.fate = "the process that shows the container its files (" + mirror.Argv0 + ") ended"
-			m.mu.Unlock()
-			complain(errors.New(r.fate))
+		case <-ended:
 			_ = r.signal(int(unix.SIGKILL))
 		}
 	}()
+}
+
+// lostFiles says of a run that a signal ended, whether that was because its files could not be reached any more.
+func (r *run) lostFiles(code int) string {
+	if r.mirror == nil || code < 128 {
+		return ""
+	}
+	select {
+	case <-r.mirror.Ended():
+		return "the process that shows the container its files (" + mirror.Argv0 + ") ended"
+	case <-time.After(50 * time.Millisecond): // who depends on it may be seen to end first
+		return ""
+	}
 }

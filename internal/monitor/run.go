@@ -50,7 +50,7 @@ type run struct {
 	ids     *userns             // of its own; nil: the engine's
 	shown   []shownVolume       // until the mirror has them
 	mirror  *mirror.Mirror      // nil: the container sees the files themselves
-	fate    string              // why it was ended, if that was not a person's doing
+	fate    string              // why it ended, if that was neither its own doing nor a person's
 }
 
 // start makes everything and executes the program. The starter, when there is one, is
@@ -171,6 +171,9 @@ func (r *run) more(p *specs.Process, o sandbox.Options) (*sandbox.Process, error
 func (r *run) signal(sig int) error {
 	if r.box != nil {
 		return r.box.Kill(context.Background(), sig)
+	}
+	if sig == int(unix.SIGKILL) {
+		r.loosen()
 	}
 	return r.proc.Signal(sig)
 }
