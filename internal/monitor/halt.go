@@ -4,7 +4,10 @@ package monitor
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	dcontainer "github.com/moby/moby/api/types/container"
@@ -67,6 +70,7 @@ func (m *monitor) renew(sig, timeout int) error {
 		if sig == int(unix.SIGKILL) {
 			r.loosen()
 		}
+		r.awaitHandler(sig)
 		if err := r.proc.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			return err
 		}
@@ -90,6 +94,51 @@ func (m *monitor) renew(sig, timeout int) error {
 		case <-time.After(2 * time.Millisecond):
 		}
 	}
+}
+
+// handlerPatience is how old a program may be that is given time for its handlers.
+const handlerPatience = 100 * time.Millisecond
+
+// awaitHandler returns when a program that has only begun can hear a signal, or is old enough to hear it now if ever. The first
+// process of a namespace does not die of a signal that it has no handler for (pid_namespaces(7)): whoever stops a container right
+// after its start would wait for the end of the patience, where an engine that starts programs slowly has no such trouble.
+func (r *run) awaitHandler(sig int) {
+	for time.Since(r.started) < handlerPatience && r.deafTo(sig) {
+		select {
+		case <-r.done:
+			return
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// deafTo: neither caught nor ignored on purpose, nor kept for later, and so lost.
+func (r *run) deafTo(sig int) bool {
+	switch {
+	case sig < 1, sig > 64, r.proc == nil:
+		return false
+	case sig == int(unix.SIGKILL), sig == int(unix.SIGSTOP), sig == int(unix.SIGCHLD), sig == int(unix.SIGCONT), sig == int(unix.SIGURG), sig == int(unix.SIGWINCH):
+		return false // these need no handler, or do nothing without one
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.proc.Pid))
+	if err != nil {
+		return false
+	}
+	return !hears(string(b), sig)
+}
+
+// hears reads the masks of proc_pid_status(5).
+func hears(status string, sig int) bool {
+	for line := range strings.Lines(status) {
+		name, mask, _ := strings.Cut(line, ":")
+		if name != "SigBlk" && name != "SigIgn" && name != "SigCgt" {
+			continue
+		}
+		if n, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64); err == nil && n>>(sig-1)&1 != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // goesOn decides whether a run that ended is followed by another.

@@ -182,6 +182,44 @@ func TestStop(t *testing.T) {
 	}
 }
 
+// TestStopRightAfterTheStart: a program gets time for its handlers; one that wants none is not waited for.
+func TestStopRightAfterTheStart(t *testing.T) {
+	h := newHouse(t)
+	late := h.detached(sh("sleep 0.03; trap 'exit 3' TERM; while true; do sleep 0.01; done"))
+	if err := h.dial(late.ID).Stop(ctx, 0, 10); err != nil {
+		t.Fatal(err)
+	}
+	if st := h.state(late.ID); st.ExitCode != 3 {
+		t.Errorf("the signal came before the handler: %+v", st)
+	}
+	never := h.detached([]string{"sleep", "1000"})
+	start := time.Now()
+	if err := h.dial(never.ID).Kill(ctx, int(unix.SIGTERM)); err != nil || time.Since(start) > 5*time.Second {
+		t.Errorf("%v after %v", err, time.Since(start))
+	}
+}
+
+// TestKillThatIsNoStop: with a stop signal of its own another signal leaves the restart policy in force.
+func TestKillThatIsNoStop(t *testing.T) {
+	h := newHouse(t)
+	program := sh("trap 'exit 3' TERM; trap 'exit 4' USR1; echo set; while true; do sleep 0.01; done")
+	again := h.detached(program, func(r *container.Record) {
+		r.Config.StopSignal, r.Host.RestartPolicy.Name = "USR1", dcontainer.RestartPolicyAlways
+	})
+	h.prints(again.ID, "set")
+	if err := h.dial(again.ID).Kill(ctx, int(unix.SIGTERM)); err != nil {
+		t.Fatal(err)
+	}
+	h.settled(func() bool {
+		st := h.state(again.ID)
+		return st.RestartCount == 1 && st.Status == dcontainer.StateRunning
+	}, "not started again")
+	if err := h.dial(again.ID).Kill(ctx, int(unix.SIGUSR1)); err != nil {
+		t.Fatal(err)
+	}
+	h.settled(func() bool { st := h.state(again.ID); return st.Status == dcontainer.StateExited && st.ExitCode == 4 }, "started again after its stop signal")
+}
+
 // prints waits until the container has printed a line.
 func (h *house) prints(id, line string) {
 	h.t.Helper()

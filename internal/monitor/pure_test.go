@@ -254,3 +254,12 @@ func TestStopSignal(t *testing.T) {
 		}
 	}
 }
+
+func TestHears(t *testing.T) {
+	const status = "Name:\ttop\nSigPnd:\t0000000000000000\nSigBlk:\t0000000000000001\nSigIgn:\t0000000000000004\nSigCgt:\t8000000000004000\n"
+	for sig, want := range map[int]bool{1: true, 3: true, 15: true, 64: true, 2: false, 14: false, 16: false, 63: false} {
+		if got := hears(status, sig); got != want {
+			t.Errorf("signal %d: %v", sig, got)
+		}
+	}
+}

@@ -260,8 +260,15 @@ func (m *monitor) current() (*run, dcontainer.ContainerState) {
 	return m.run, m.st.Status
 }
 
+// startPatience is how long whoever saw the record waits for the rest of a start.
+const startPatience = 5 * time.Second
+
 func (m *monitor) running() (*run, error) {
 	r, status := m.current()
+	// The record says that a program runs a moment before all is in place here.
+	for end := time.Now().Add(startPatience); r == nil && status == dcontainer.StateRunning && time.Now().Before(end); r, status = m.current() {
+		time.Sleep(time.Millisecond)
+	}
 	if r == nil && status == dcontainer.StateRestarting {
 		return nil, fault.Conflictf("Container %s is restarting, wait until the container is running", m.id)
 	}
@@ -383,10 +390,11 @@ func (m *monitor) kill(sig int) error {
 	if err != nil {
 		return err
 	}
-	deadly := sig == int(unix.SIGKILL) || sig == int(unix.SIGTERM) || sig == stopSignal(m.rec.Config)
+	deadly := sig == int(unix.SIGKILL) || sig == stopSignal(m.rec.Config)
 	if deadly {
 		m.markStopped()
 	}
+	r.awaitHandler(sig)
 	if err := r.signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
