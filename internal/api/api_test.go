@@ -109,6 +109,16 @@ func TestStatuses(t *testing.T) {
 	}
 }
 
+// TestCreateByABadName: clients look for Docker's words and no others; people hear from their client what is wrong.
+func TestCreateByABadName(t *testing.T) {
+	f := newFake()
+	f.fail = fault.Invalidf("invalid reference format: the tag is bad: %q", "a:sha256:1")
+	w := ask(f, "POST", "/containers/create", `{"Image":"a:sha256:1"}`)
+	if got := messageOf(t, w.Body.Bytes()); w.Code != 400 || got != "invalid reference format" {
+		t.Errorf("%d %s", w.Code, got)
+	}
+}
+
 // TestBrowsersAreRefused: row AP2 of the threats, with its positive twins.
 func TestBrowsersAreRefused(t *testing.T) {
 	for host, want := range map[string]int{"docker": 200, "localhost": 200, "localhost:2375": 200, "api.moby.localhost": 200, "127.0.0.1:80": 200,
@@ -269,7 +279,7 @@ func TestPanicIsAnError(t *testing.T) {
 	w := &bytes.Buffer{}
 	s := New(newFake(), Options{Log: &log})
 	rec := newRecorder(w)
-	r, _ := http.NewRequest("GET", "http://docker/images/json", nil) // the fake has no list of images
+	r, _ := http.NewRequest("GET", "http://docker/images/a/history", nil) // the fake has none
 	s.ServeHTTP(rec, r)
 	if rec.code != 500 || !strings.Contains(log.String(), "panic while answering GET") {
 		t.Errorf("%d, log %q", rec.code, log.String())

@@ -83,6 +83,9 @@ func (s *Server) containerCreate(w *reply, r *request) error {
 	}
 	o.Platform = p
 	c, err := s.engine.Create(r.Context(), o)
+	if fault.Is(err, fault.Invalid) && strings.HasPrefix(err.Error(), "invalid reference format: ") {
+		return fault.Invalidf("invalid reference format") // clients look for these words alone
+	}
 	if err != nil {
 		return err
 	}

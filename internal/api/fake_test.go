@@ -128,6 +128,10 @@ func (f *fake) InspectImage(_ context.Context, ref string) (dimage.InspectRespon
 		Config: &dockerspec.DockerOCIImageConfig{}}, f.fail
 }
 
+func (f *fake) Images(context.Context, engine.ImageListOptions) ([]dimage.Summary, error) {
+	return []dimage.Summary{{ID: "sha256:1", Manifests: []dimage.ManifestSummary{{ID: "sha256:2"}}}}, f.fail
+}
+
 func (f *fake) Attestations(context.Context, string, engine.AttestationOptions) ([]dimage.AttestationStatement, error) {
 	return nil, f.fail
 }

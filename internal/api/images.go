@@ -53,6 +53,9 @@ func (s *Server) imageInspect(w *reply, r *request) error {
 		if i.Manifests, err = s.manifestsOf(r, i.ID); err != nil {
 			return err
 		}
+	} else {
+		// Docker has it where the image store is containerd's, for a sign of that: there the id is this digest, here the config's.
+		i.Descriptor = nil
 	}
 	i.RepoTags, i.RepoDigests = some(i.RepoTags), some(i.RepoDigests)
 	return w.json(http.StatusOK, imageShape(i, r.version))

@@ -101,7 +101,8 @@ func TestShapesByVersion(t *testing.T) {
 		{"/images/a/json", "Config.Domainname", "", "1.49"},
 		{"/images/a/json", "Config.OnBuild", "", "1.51"},
 		{"/images/a/json", "Config.WorkingDir", "", "1.51"},
-		{"/images/a/json", "Descriptor", "1.48", ""},
+		{"/images/a/json?manifests=1", "Descriptor", "1.48", ""},
+		{"/images/a/json", "Descriptor", "1.99", ""}, // never
 		{"/images/a/json", "GraphDriver", "", "1.51"},
 		{"/containers/web/json", "NetworkSettings.IPAddress", "", "1.51"},
 		{"/containers/web/json", "NetworkSettings.Bridge", "", "1.51"},

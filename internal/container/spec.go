@@ -268,17 +268,17 @@ func checkSysctl(h *container.HostConfig, k, v string) error {
 	return fault.Invalidf("sysctl %q is not in a separate kernel namespace", k)
 }
 
-// What the kernel tells about the host and a container has no business with: moby's
-// list, /sys/dev/block and the page maps that a container's root could read.
+// What the kernel tells about the host and a container has no business with: moby's lists, and besides, with the default of them,
+// /sys/dev/block and the page maps that a container's root could read.
 var (
-	maskedPaths = []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
-		"/proc/kpagecgroup", "/proc/kpagecount", "/proc/kpageflags", "/proc/latency_stats", "/proc/sched_debug",
-		"/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/dev/block", "/sys/devices/virtual/powercap", "/sys/firmware"}
+	maskedPaths = []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+		"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware"}
+	maskedBesides = []string{"/proc/kpagecgroup", "/proc/kpagecount", "/proc/kpageflags", "/sys/dev/block"}
 	readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 )
 
 // DefaultPaths are the paths that a container cannot read or cannot write when its host config says nothing
-// of them; what a host has besides is covered too (SpecOptions.Masked).
+// of them, as Docker shows them; a few more, and what a host has besides (SpecOptions.Masked), are covered too.
 func DefaultPaths() (masked, readonly []string) {
 	return slices.Clone(maskedPaths), slices.Clone(readonlyPaths)
 }
@@ -288,8 +288,9 @@ func hide(h *container.HostConfig, o SpecOptions, l *specs.Linux) {
 		return
 	}
 	l.MaskedPaths, l.ReadonlyPaths = h.MaskedPaths, h.ReadonlyPaths
-	if h.MaskedPaths == nil {
-		l.MaskedPaths = slices.Concat(maskedPaths, o.Masked)
+	if h.MaskedPaths == nil || slices.Equal(h.MaskedPaths, maskedPaths) { // the second is what was shown of another container
+		l.MaskedPaths = slices.Concat(maskedPaths, maskedBesides, o.Masked)
+		slices.Sort(l.MaskedPaths)
 	}
 	if h.ReadonlyPaths == nil {
 		l.ReadonlyPaths = slices.Clone(readonlyPaths)
