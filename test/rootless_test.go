@@ -60,11 +60,11 @@ func TestRootlessRangesAreApart(t *testing.T) {
 	asOrdinaryUser(t, "^TestRootlessScript$/^ranges$")
 }
 
-// rootsScripts are those of root's that an ordinary user passes, too; where the rest of one needs what he lacks (a cgroup,
-// mounts, devices and owners of the host) it stops and says so. Not among them: flags and buildflags, which are about
-// limits, and userns, whose ranges are root's. The short form takes the first six.
+// rootsScripts are those of root's that an ordinary user passes, too; a line that needs what he lacks (a cgroup, mounts, devices and
+// owners of the host) has a twin with what he is told, or the rest of the script stops and says so. The short
+// form takes the first six.
 var rootsScripts = []string{"lesson", "errors", "rest", "run", "volumes", "archives", "analyze", "build", "build2", "buildcache",
-	"compose", "confine", "contexts", "cp", "digests", "everyday", "lifecycle", "network", "networks2", "onerror", "outputs", "registry", "registry2", "reproducible"}
+	"buildflags", "compose", "confine", "contexts", "cp", "digests", "everyday", "flags", "lifecycle", "network", "networks2", "onerror", "outputs", "registry", "registry2", "reproducible", "rows", "userns"}
 
 func addRootsScripts(t *testing.T, dir string) (env []string) {
 	conf := bases(t)
@@ -156,7 +156,7 @@ func asOrdinaryUser(t *testing.T, tests string) {
 	}
 	cmd := exec.Command(filepath.Join(dir, "test"), "-test.run="+tests, "-test.v", "-test.timeout=15m")
 	cmd.Dir = dir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin", "HOME=" + tmp, "TMPDIR=" + tmp, "KEG_TEST_BINARY=" + filepath.Join(dir, "keg"), "KEG_WEAKEN=" + os.Getenv("KEG_WEAKEN")}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin", "HOME=" + tmp, "TMPDIR=" + tmp, "KEG_TEST_BINARY=" + filepath.Join(dir, "keg"), "KEG_WEAKEN=" + os.Getenv("KEG_WEAKEN"), "KEG_TEST_CONTINUE=" + os.Getenv("KEG_TEST_CONTINUE")}
 	cmd.Env = append(cmd.Env, addRootsScripts(t, filepath.Join(dir, "script/rootless"))...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: ordinaryUID, Gid: ordinaryUID}, Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.CombinedOutput()

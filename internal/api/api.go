@@ -62,7 +62,7 @@ type containers interface {
 	Logs(ctx context.Context, ref string, o ctr.LogOptions, yield func(ctr.LogEntry) error) error
 	Top(ctx context.Context, ref string, options []string) (container.TopResponse, error)
 	Stats(ctx context.Context, ref string) (container.StatsResponse, error)
-	Update(ctx context.Context, ref string, u container.UpdateConfig) error
+	Update(ctx context.Context, ref string, u container.UpdateConfig) (warnings []string, err error)
 	Commit(ctx context.Context, ref string, o engine.CommitOptions) (digest.Digest, error)
 	Export(ctx context.Context, ref string, w io.Writer) error
 	Diff(ctx context.Context, ref string) ([]engine.Change, error)

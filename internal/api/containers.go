@@ -206,7 +206,8 @@ func (s *Server) containerUpdate(w *reply, r *request) error {
 	if r.version < known("1.40") {
 		q.PidsLimit = nil // not read before
 	}
-	return w.ok(container.UpdateResponse{Warnings: []string{}}, s.engine.Update(r.Context(), r.name(), q))
+	warnings, err := s.engine.Update(r.Context(), r.name(), q)
+	return w.ok(container.UpdateResponse{Warnings: append([]string{}, warnings...)}, err)
 }
 
 func (s *Server) containerTop(w *reply, r *request) error {

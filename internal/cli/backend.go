@@ -62,7 +62,7 @@ type containers interface {
 	CopyTo(ctx context.Context, ref, dst string, tar io.Reader, o engine.CopyOptions) error
 	Top(ctx context.Context, ref string, options []string) (container.TopResponse, error)
 	Stats(ctx context.Context, ref string) (container.StatsResponse, error)
-	Update(ctx context.Context, ref string, u container.UpdateConfig) error
+	Update(ctx context.Context, ref string, u container.UpdateConfig) (warnings []string, err error)
 	StartBoot(ctx context.Context, started func(engine.Booted)) error
 	Logs(ctx context.Context, ref string, o ctr.LogOptions, yield func(ctr.LogEntry) error) error
 }

@@ -511,9 +511,9 @@ func (f *fake) Stats(_ context.Context, ref string) (container.StatsResponse, er
 	return s, err
 }
 
-func (f *fake) Update(_ context.Context, ref string, u container.UpdateConfig) error {
+func (f *fake) Update(_ context.Context, ref string, u container.UpdateConfig) ([]string, error) {
 	f.set(func() { f.update = u })
-	return f.say("update", ref)
+	return nil, f.say("update", ref)
 }
 
 func (f *fake) StartBoot(_ context.Context, started func(engine.Booted)) error {

@@ -4,6 +4,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/spf13/cobra"
@@ -32,7 +33,11 @@ func newUpdate(a *app) *cobra.Command {
 				u.PidsLimit = &pids
 			}
 			return a.each(c.Context(), args, func(ctx context.Context, eng backend, name string) error {
-				return eng.Update(ctx, name, u)
+				warnings, err := eng.Update(ctx, name, u)
+				for _, w := range warnings {
+					fmt.Fprintln(a.err, "WARNING:", w)
+				}
+				return err
 			})
 		},
 	}

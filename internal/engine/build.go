@@ -60,6 +60,15 @@ func (e *Engine) build(ctx context.Context, o builder.Options, b building) (_ *b
 	return builder.Build(ctx, o, d)
 }
 
+// unlimited is the warning of who has no cgroup for the limits of steps.
+func unlimited(l *builder.Limits) []string {
+	r := container.Resources{Memory: l.Memory, MemorySwap: l.MemorySwap, CPUShares: l.CPUShares, CPUQuota: l.CPUQuota, CpusetCpus: l.CpusetCpus, CpusetMems: l.CpusetMems}
+	if !limited(&r) && l.CgroupParent == "" {
+		return nil
+	}
+	return noLimits()
+}
+
 // FailedStep is a RUN that failed, and how to look around in what it left.
 type FailedStep struct {
 	builder.Failure

@@ -170,8 +170,8 @@ func keepUser(c *container.Config, h *container.HostConfig, asked string) {
 
 // warnings are what Docker says beside a container that it did create.
 func (e *Engine) warnings(o CreateOptions, img found) (out []string) {
-	if w := rootless.NoLimits(); w != "" && o.Host != nil && limited(&o.Host.Resources) {
-		out = append(out, w)
+	if o.Host != nil && limited(&o.Host.Resources) {
+		out = noLimits()
 	}
 	host := image.Host()
 	if o.Platform != nil || image.Matches(host, img.Platform) {
@@ -181,10 +181,18 @@ func (e *Engine) warnings(o CreateOptions, img found) (out []string) {
 		image.FormatPlatform(img.Platform), hostPlatformText(host)))
 }
 
+// noLimits is the warning of who has no cgroup for what he asks.
+func noLimits() []string {
+	if w := rootless.NoLimits(); w != "" {
+		return []string{w}
+	}
+	return nil
+}
+
 // limited tells whether a cgroup is asked to limit something.
 func limited(r *container.Resources) bool {
 	return r.Memory > 0 || r.MemorySwap > 0 || r.NanoCPUs > 0 || r.CPUShares > 0 || r.CPUQuota > 0 || r.CpusetCpus != "" ||
-		r.CpusetMems != "" || r.BlkioWeight > 0 || r.PidsLimit != nil && *r.PidsLimit > 0
+		r.CpusetMems != "" || r.BlkioWeight > 0 || r.PidsLimit != nil && *r.PidsLimit > 0 || r.OomKillDisable != nil && *r.OomKillDisable || len(r.DeviceCgroupRules) > 0
 }
 
 // hostPlatformText is the platform of the host as Docker's warning writes it, which

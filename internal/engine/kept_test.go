@@ -49,7 +49,7 @@ func TestKeptRecordsAreTrue(t *testing.T) {
 			t.Errorf("after a rename to %s: %q", name, got)
 		}
 	}
-	if err := other.Update(t.Context(), id, container.UpdateConfig{Resources: container.Resources{CPUShares: 7}}); err != nil {
+	if _, err := other.Update(t.Context(), id, container.UpdateConfig{Resources: container.Resources{CPUShares: 7}}); err != nil {
 		t.Fatal(err)
 	}
 	if c, err := e.one(t.Context(), id); err != nil || c.Host.CPUShares != 7 {

@@ -60,7 +60,7 @@ func TestWhatTheMonitorRefusesIsNotWritten(t *testing.T) {
 		t.Error(err)
 	}
 	u := container.UpdateConfig{Resources: container.Resources{Memory: 64 << 20}, RestartPolicy: container.RestartPolicy{Name: "always"}}
-	if err := e.Update(t.Context(), "web", u); !errors.Is(err, l.refuse) {
+	if _, err := e.Update(t.Context(), "web", u); !errors.Is(err, l.refuse) {
 		t.Error(err)
 	}
 	r, _ := e.containers.Get(id)
@@ -72,13 +72,13 @@ func TestWhatTheMonitorRefusesIsNotWritten(t *testing.T) {
 func TestUpdateOfAStoppedContainer(t *testing.T) {
 	e, _ := withImage(t)
 	id := createNamed(t, e, "web").ID
-	if err := e.Update(t.Context(), "web", container.UpdateConfig{Resources: container.Resources{CPUShares: 9}}); err != nil {
+	if _, err := e.Update(t.Context(), "web", container.UpdateConfig{Resources: container.Resources{CPUShares: 9}}); err != nil {
 		t.Fatal(err)
 	}
 	if r, _ := e.containers.Get(id); r.Host.CPUShares != 9 {
 		t.Errorf("%+v", r.Host.Resources)
 	}
-	err := e.Update(t.Context(), "web", container.UpdateConfig{Resources: container.Resources{Memory: 1}})
+	_, err := e.Update(t.Context(), "web", container.UpdateConfig{Resources: container.Resources{Memory: 1}})
 	if !fault.Is(err, fault.Invalid) || errText(err) != "Minimum memory limit allowed is 6MB" {
 		t.Error(err)
 	}

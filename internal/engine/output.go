@@ -132,6 +132,7 @@ func (b *delivery) run(ctx context.Context) (_ *Built, err error) {
 	for _, r := range b.results[1:] {
 		out.Warnings, out.Advice = append(out.Warnings, r.Warnings...), append(out.Advice, r.Advice...)
 	}
+	out.Warnings = append(out.Warnings, unlimited(&b.q.Limits)...)
 	if b.image && b.several() {
 		if out.Manifest, err = b.index(ctx); err != nil {
 			return nil, err

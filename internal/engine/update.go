@@ -12,17 +12,17 @@ import (
 )
 
 // Update changes limits and restart policy of a container: at once when it runs, and at every
-// start from now on. Zero values stay as they are.
-func (e *Engine) Update(ctx context.Context, ref string, u container.UpdateConfig) error {
+// start from now on. Zero values stay as they are. Warnings tell what has no effect.
+func (e *Engine) Update(ctx context.Context, ref string, u container.UpdateConfig) (warnings []string, err error) {
 	r, st, err := e.view(ctx, ref)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	cannot := func(err error) error {
 		return fault.Errorf(fault.KindOf(err), "Cannot update container %s: %w", r.ID, err)
 	}
 	if st.Status == container.StateRemoving || st.Status == container.StateDead {
-		return cannot(fault.Conflictf(`Container is marked for removal and cannot be "update".`))
+		return nil, cannot(fault.Conflictf(`Container is marked for removal and cannot be "update".`))
 	}
 	var before container.HostConfig
 	err = e.containers.Edit(r.ID, func(r *ctr.Record) error {
@@ -41,20 +41,23 @@ func (e *Engine) Update(ctx context.Context, ref string, u container.UpdateConfi
 	})
 	var bad unfit
 	if errors.As(err, &bad) {
-		return bad.error // in Docker's words without "cannot update"
+		return nil, bad.error // in Docker's words without "cannot update"
 	}
 	if err != nil {
-		return cannot(err)
+		return nil, cannot(err)
 	}
 	if err := e.tellMonitor(ctx, r.ID, live.Update); err != nil {
 		_ = e.containers.Edit(r.ID, func(r *ctr.Record) error {
 			r.Host.Resources, r.Host.RestartPolicy = before.Resources, before.RestartPolicy
 			return nil
 		})
-		return cannot(err)
+		return nil, cannot(err)
 	}
 	e.containerEvent("update", r, nil)
-	return nil
+	if limited(&u.Resources) {
+		warnings = noLimits()
+	}
+	return warnings, nil
 }
 
 // unfit is a value that no container may have.

@@ -127,7 +127,7 @@ func limits() Feature {
 	return Feature{"cgroup", true, "Limits of memory, processors and processes apply, in the host's cgroup " + d.Path + "."}
 }
 
-const noLimits = "Limits (--memory, --cpus, --pids-limit) have no effect, and pause and stats do not work: the host gave no cgroup to this session; " +
+const noLimits = "Limits (--memory, --cpus, --pids-limit) and rules (--device-cgroup-rule) have no effect, and pause and stats do not work: the host gave no cgroup to this session; " +
 	"with cgroup v2 and systemd, start keg by: systemd-run --user --scope -p Delegate=yes"
 
 // NoLimits says why limits do not apply, or "".

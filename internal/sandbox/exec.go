@@ -112,6 +112,9 @@ func (s *start) decideExec() error {
 	l.makeCwd = false
 	l.hold = o.Hold || o.Go != nil
 	l.closeFirst = len(o.Private)
+	if err := s.box.borrowProc(l); err != nil {
+		return err
+	}
 	return l.process.confine(spec, o)
 }
 
@@ -202,7 +205,7 @@ func planExec(l *layout) *program {
 		p.add("join", "cgroup", unix.SYS_WRITE, fd(fmt.Sprint("tasks", i)), text("0"), num(1))
 	}
 	if l.apparmor != "" || l.selinux != "" {
-		p.lsm(p.newMount("a private procfs", "proc", mountOptions{}), &l.process)
+		p.lsm(p.procfs(l), &l.process)
 	}
 	flags := 0
 	for f := range l.ns.own {

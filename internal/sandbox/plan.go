@@ -29,6 +29,7 @@ type layout struct {
 	ordered    bool   // mountinfo lists the mounts in the spec's order
 	offsets    string // of an own time namespace; ""
 	joinUser   bool   // join "userns"; the other namespaces are made from inside
+	hostProc   bool   // "procfs" is the engine's, where no other can be made
 }
 
 const (
@@ -172,7 +173,7 @@ func (p *program) filesystems(l *layout) (made map[int]arg, proc arg) {
 		return made, proc
 	}
 	if !hasProc {
-		proc = p.newMount("a private procfs", "proc", mountOptions{})
+		proc = p.procfs(l)
 	}
 	how := openHow(unix.O_WRONLY|unix.O_CLOEXEC, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV|unix.RESOLVE_NO_SYMLINKS)
 	for _, s := range l.sysctls {
@@ -182,6 +183,14 @@ func (p *program) filesystems(l *layout) (made map[int]arg, proc arg) {
 		p.add("close sysctl", s.file, unix.SYS_CLOSE, f)
 	}
 	return made, proc
+}
+
+// procfs is one in which nothing of the image is.
+func (p *program) procfs(l *layout) arg {
+	if l.hostProc {
+		return fd("procfs")
+	}
+	return p.newMount("a private procfs", "proc", mountOptions{})
 }
 
 // OwnProfile is the AppArmor profile that allows what is still to be done before execve.

@@ -64,6 +64,9 @@ func (s *start) decide() error {
 		return err
 	}
 	s.box.fitSysctls(l.sysctls)
+	if err := s.box.borrowProc(l); err != nil {
+		return err
+	}
 	if err := l.process.confine(spec, o); err != nil {
 		return err
 	}

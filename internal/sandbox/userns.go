@@ -40,6 +40,25 @@ func (b *box) substitute(m specs.Mount) specs.Mount {
 	return m
 }
 
+// borrowProc keeps the engine's procfs for who cannot mount one: only the owner of a pid namespace may. Parameters that
+// are reached through it are those of the process's own namespaces.
+func (b *box) borrowProc(l *layout) error {
+	if !linux.InUserNS() && !b.inUserNS() || b.owns(specs.PIDNamespace) {
+		return nil
+	}
+	fd, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: "/proc", Err: err}
+	}
+	b.keepFD("procfs", fd)
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err != nil || fs.Type != unix.PROC_SUPER_MAGIC {
+		return fmt.Errorf("the engine's /proc is no procfs")
+	}
+	l.hostProc = true
+	return nil
+}
+
 // owns tells whether the container has a namespace that is not the host's.
 func (b *box) owns(t specs.LinuxNamespaceType) bool {
 	return t == specs.NetworkNamespace && b.o.NetNS >= 0 ||
