@@ -450,6 +450,23 @@ func TestBuildxQuestions(t *testing.T) {
 	}
 }
 
+// TestBuildxPolicy: a policy that nobody evaluates must not be passed over.
+func TestBuildxPolicy(t *testing.T) {
+	b := startBuildx(t)
+	dir := t.TempDir()
+	for name, text := range map[string]string{"Dockerfile": "FROM scratch\nCOPY Dockerfile /\n", "Dockerfile.rego": "package docker\ndefault allow := false\ndecision := {\"allow\": allow}\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, code := b.try(dir, "", "buildx", "build", "."); code != 1 || !strings.Contains(out, "keg evaluates no build policies") {
+		t.Errorf("%d %s", code, out)
+	}
+	if out, code := b.try(dir, "", "buildx", "build", "--policy", "disabled=true", "."); code != 0 {
+		t.Errorf("%d %s", code, out)
+	}
+}
+
 // TestBuildxCancel: a build that its user interrupts ends, and nothing of it is left.
 func TestBuildxCancel(t *testing.T) {
 	b := startBuildx(t)

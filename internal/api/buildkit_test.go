@@ -137,6 +137,15 @@ func (ks *kitServer) offer(id string, dirs map[string][]sent) {
 	if resp.StatusCode != 101 || resp.Header.Get("Upgrade") != "h2c" {
 		ks.t.Fatalf("%s %v", resp.Status, resp.Header)
 	}
+	srv := filesOf(dirs)
+	l := &oneListener{conn: make(chan net.Conn, 1), done: make(chan struct{})}
+	l.conn <- bufConn{c, in}
+	go srv.Serve(l)
+	ks.t.Cleanup(func() { srv.Close() })
+}
+
+// filesOf serves what a session with dirs offers.
+func filesOf(dirs map[string][]sent) *http.Server {
 	srv := &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Trailer", "Grpc-Status")
 		send := func(b []byte) {
@@ -183,10 +192,7 @@ func (ks *kitServer) offer(id string, dirs map[string][]sent) {
 		send(number(nil, 1, 3))
 	})}
 	srv.Protocols.SetUnencryptedHTTP2(true)
-	l := &oneListener{conn: make(chan net.Conn, 1), done: make(chan struct{})}
-	l.conn <- bufConn{c, in}
-	go srv.Serve(l)
-	ks.t.Cleanup(func() { srv.Close() })
+	return srv
 }
 
 type oneListener struct {

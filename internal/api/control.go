@@ -502,6 +502,10 @@ func (c *control) solved(ctx context.Context, v *solve) (map[string]string, erro
 		}
 		return r.export(ctx)
 	}
+	if q.SourcePolicy || q.PolicySession != "" || q.ProxyNetwork {
+		// What was to be refused must not be built in silence.
+		return nil, fault.Unsupportedf("keg evaluates no build policies (Dockerfile.rego, --policy, EXPERIMENTAL_BUILDKIT_SOURCE_POLICY); --policy disabled=true builds without")
+	}
 	var r *buildcontrol.Return
 	select {
 	case r = <-v.returned:

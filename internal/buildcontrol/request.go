@@ -40,6 +40,7 @@ type Solve struct {
 	Internal               bool   // nobody is to hear of it
 	SourcePolicy           bool   // there is one
 	PolicySession          string // who is to be asked about sources
+	ProxyNetwork           bool   // steps are to reach the network by a proxy
 }
 
 // Entry is an exporter or a cache: a type and what it is given.
@@ -158,7 +159,7 @@ func ParseSolve(b []byte) (*Solve, error) {
 	err := fields(b, map[int]decoder{
 		1: toText(&s.Ref), 2: toBytes(&s.Definition), 3: toText(&exporter), 4: toMap(&attrs), 5: toText(&s.Session), 6: toText(&s.Frontend),
 		7: toMap(&s.Attrs), 9: toList(&s.Entitlements), 10: toBytesMap(&s.Inputs), 11: toFlag(&s.Internal),
-		12: func(grpc.Field) error { s.SourcePolicy = true; return nil }, 13: toEntries(&s.Exporters), 15: toText(&s.PolicySession),
+		12: func(grpc.Field) error { s.SourcePolicy = true; return nil }, 13: toEntries(&s.Exporters), 15: toText(&s.PolicySession), 17: toFlag(&s.ProxyNetwork),
 		8: func(f grpc.Field) error {
 			return fields(f.Data, map[int]decoder{4: toEntries(&s.CacheTo), 5: toEntries(&s.CacheFrom)})
 		},

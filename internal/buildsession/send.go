@@ -61,6 +61,15 @@ func (o *outgoing) why(err error) error {
 	return fmt.Errorf("send a file to the client: %w", err)
 }
 
+// CloseWithError gives up: the client does not take what it has for the whole.
+func (o *outgoing) CloseWithError(error) error {
+	if !o.closed {
+		o.closed = true
+		o.st.close()
+	}
+	return nil
+}
+
 func (o *outgoing) Close() error {
 	if o.closed {
 		return nil
@@ -132,14 +141,17 @@ func (t *treeSender) run(ctx context.Context, st *stream) error {
 		t.mu.Unlock()
 		if told == nil {
 			_ = t.send(packet{kind: packetErr, data: []byte(err.Error())}.encode())
+			told = err
 		}
-		st.cancel()
+		st.abort()
+		<-read
+		return told
 	}
 	<-read
-	if t.err != nil && !t.over {
+	if !t.over {
 		return t.err
 	}
-	return err
+	return nil
 }
 
 // listen takes the client's wishes.

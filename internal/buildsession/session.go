@@ -147,10 +147,15 @@ func (s *Session) call(ctx context.Context, method string, metadata http.Header)
 	return st
 }
 
-// close ends the call, whatever state it is in.
-func (st *stream) close() {
+// abort gives the call up, which ends a receive under way. The transport sees neither while it waits for the other.
+func (st *stream) abort() {
 	st.cancel()
 	st.w.CloseWithError(context.Canceled)
+}
+
+// close ends the call, whatever state it is in.
+func (st *stream) close() {
+	st.abort()
 	<-st.begun
 	if st.resp != nil {
 		st.resp.Body.Close()

@@ -268,8 +268,13 @@ func toArchive(o Output, write func(io.Writer) error) error {
 	if err != nil {
 		return &HostError{err}
 	}
-	err = write(w)
-	return errors.Join(err, w.Close())
+	if err := write(w); err != nil {
+		if half, ok := w.(interface{ CloseWithError(error) error }); ok {
+			return errors.Join(err, half.CloseWithError(err))
+		}
+		return errors.Join(err, w.Close())
+	}
+	return w.Close()
 }
 
 // deliver writes the archives and pushes.
