@@ -221,10 +221,12 @@ func TestBlobs(t *testing.T) {
 				finish(w, "2", "no room")
 				return
 			}
+			if b[1] == actionCommit {
+				stored[store+" "+string(d)] = string(all)
+			}
 			w.Write(frame(grpc.AppendNumber(nil, 4, uint64(len(all)))))
 			w.(http.Flusher).Flush()
 			if b[1] == actionCommit {
-				stored[store+" "+string(d)] = string(all)
 				finish(w, "0", "")
 				return
 			}
