@@ -107,7 +107,7 @@ func (c *Container) Start(ctx context.Context, spec *specs.Spec, o sandbox.Optio
 		return nil, err
 	}
 	p.Warnings = warnings
-	if o.Cgroup != "" {
+	if o.Cgroup != "" && !noCgroup() {
 		if p.Cgroup, err = cgroup.Open(o.Cgroup); err != nil {
 			return nil, err
 		}

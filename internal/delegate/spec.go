@@ -4,6 +4,7 @@ package delegate
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 
@@ -36,6 +37,14 @@ func Translate(spec *specs.Spec, o sandbox.Options, rootfs string) (*specs.Spec,
 	if o.Cgroup != "" {
 		l.CgroupsPath = "/" + o.Cgroup
 	}
+	if noCgroup() {
+		l.CgroupsPath, l.Resources = "", nil
+	}
+	const ping = "net.ipv4.ping_group_range"
+	if linux.InUserNS() && l.Sysctl[ping] == "0 2147483647" {
+		l.Sysctl = maps.Clone(l.Sysctl)
+		l.Sysctl[ping] = sandbox.PingRange()
+	}
 	// Runtimes of before 2024 fail on a time namespace, which without offsets shows the host's clocks anyway.
 	l.Namespaces = slices.DeleteFunc(slices.Clone(l.Namespaces), func(n specs.LinuxNamespace) bool { return n.Type == specs.TimeNamespace && n.Path == "" })
 	if o.NetNS >= 0 {
@@ -54,6 +63,9 @@ func Translate(spec *specs.Spec, o sandbox.Options, rootfs string) (*specs.Spec,
 	}
 	return &s, warnings, nil
 }
+
+// noCgroup tells of an ordinary user that he was given none, as he is told.
+func noCgroup() bool { return linux.InUserNS() && !linux.DelegatedCgroup().Inside }
 
 func joinNet(list []specs.LinuxNamespace, path string) (out []specs.LinuxNamespace) {
 	for _, n := range list {

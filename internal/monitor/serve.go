@@ -21,6 +21,7 @@ import (
 	"keg/internal/container"
 	"keg/internal/fault"
 	"keg/internal/linux"
+	"keg/internal/rootless"
 	"keg/internal/sandbox/cgroup"
 	"keg/internal/weakness"
 )
@@ -430,7 +431,7 @@ func (m *monitor) pause(on bool) error {
 	case !on && status != dcontainer.StatePaused:
 		return fault.Conflictf("Container %s is not paused", m.id)
 	case r.proc.Cgroup == nil:
-		return fault.Unsupportedf("container %s has no cgroup that could be frozen", m.id)
+		return fault.Unsupportedf("container %s has no cgroup that could be frozen%s", m.id, rootless.HowToLimits())
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()

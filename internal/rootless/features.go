@@ -127,8 +127,19 @@ func limits() Feature {
 	return Feature{"cgroup", true, "Limits of memory, processors and processes apply, in the host's cgroup " + d.Path + "."}
 }
 
-const noLimits = "Limits (--memory, --cpus, --pids-limit) and rules (--device-cgroup-rule) have no effect, and pause and stats do not work: the host gave no cgroup to this session; " +
-	"with cgroup v2 and systemd, start keg by: systemd-run --user --scope -p Delegate=yes"
+const (
+	howToLimits = "; with cgroup v2 and systemd, start keg by: systemd-run --user --scope -p Delegate=yes"
+	noLimits    = "Limits (--memory, --cpus, --pids-limit) and rules (--device-cgroup-rule) have no effect, and pause and stats do not work: the host gave no cgroup to this session" +
+		howToLimits
+)
+
+// HowToLimits is how a user who has no cgroup gets one, to be put behind a sentence, or "".
+func HowToLimits() string {
+	if NoLimits() != "" {
+		return howToLimits
+	}
+	return ""
+}
 
 // NoLimits says why limits do not apply, or "".
 func NoLimits() string {

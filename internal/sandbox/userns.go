@@ -143,12 +143,18 @@ func (b *box) fitSysctls(list []sysctl) {
 	}
 }
 
-// lastGID is the highest id of those that follow each other from 0.
-func (b *box) lastGID() (last uint32) {
-	ids := b.gidMap()
-	if len(ids) == 0 {
-		ids = ownGIDs()
+// PingRange is the range of groups that may ping, as wide as the engine's user namespace lets it be.
+func PingRange() string { return fmt.Sprintf("0 %d", lastID(ownGIDs())) }
+
+func (b *box) lastGID() uint32 {
+	if ids := b.gidMap(); len(ids) > 0 {
+		return lastID(ids)
 	}
+	return lastID(ownGIDs())
+}
+
+// lastID is the highest id of those that follow each other from 0.
+func lastID(ids []specs.LinuxIDMapping) (last uint32) {
 	ids = slices.Clone(ids)
 	slices.SortFunc(ids, func(x, y specs.LinuxIDMapping) int { return cmp.Compare(x.ContainerID, y.ContainerID) })
 	for _, m := range ids {
