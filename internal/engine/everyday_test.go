@@ -136,19 +136,17 @@ func TestBootOrder(t *testing.T) {
 // A network is waited for while those who have just ended let it go, and only then.
 func TestNetworksOfTheLeaving(t *testing.T) {
 	now := time.Now()
-	on := func(status container.ContainerState, ago time.Duration, net string) one {
-		return one{&ctr.Record{Networks: map[string]*network.EndpointSettings{net: {}}}, &ctr.State{Status: status, Finished: now.Add(-ago)}}
+	on := func(id string, status container.ContainerState, ago time.Duration) one {
+		return one{&ctr.Record{ID: id}, &ctr.State{Status: status, Finished: now.Add(-ago)}}
 	}
-	just, long, runs := on(container.StateExited, 10*time.Millisecond, "n"), on(container.StateExited, time.Hour, "n"), on(container.StateRunning, time.Hour, "n")
-	for _, c := range []struct {
-		list []one
-		want bool
-	}{
-		{nil, false}, {[]one{just}, true}, {[]one{long}, false}, {[]one{just, runs}, false}, {[]one{runs, just}, false},
-		{[]one{long, just}, true}, {[]one{on(container.StateExited, 0, "other")}, false}, {[]one{just, on(container.StateRunning, 0, "other")}, true},
-	} {
-		if got := leaving(c.list, "n", now); got != c.want {
-			t.Errorf("%+v: %v", c.list, got)
+	list := []one{on("just", container.StateExited, 10*time.Millisecond), on("long", container.StateExited, time.Hour), on("runs", container.StateRunning, time.Hour)}
+	for ids, want := range map[string]bool{"": false, "just": true, "long": false, "runs": false, "just runs": false, "just long": true, "gone": false} {
+		endpoints := map[string]network.EndpointResource{}
+		for id := range strings.FieldsSeq(ids) {
+			endpoints[id] = network.EndpointResource{}
+		}
+		if got := leaving(list, endpoints, now); got != want {
+			t.Errorf("endpoints of %q: %v", ids, got)
 		}
 	}
 }

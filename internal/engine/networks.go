@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"math"
 	"net/netip"
 	"slices"
@@ -152,11 +153,13 @@ func prefixOf(a netip.Addr, bits int) netip.Prefix {
 // leavePatience is how long a container that has ended may take to let its networks go.
 const leavePatience = 3 * time.Second
 
-// leaving tells whether only containers that have just ended can have endpoints on the network.
-func leaving(list []one, name string, now time.Time) (yes bool) {
+// leaving tells whether the endpoints, by container, are only those of containers that have just ended. What their records say of
+// networks does not count: who was disconnected after the end may still have its endpoint.
+func leaving[E any](list []one, endpoints map[string]E, now time.Time) (yes bool) {
 	for _, c := range list {
+		_, on := endpoints[c.ID]
 		switch {
-		case c.Networks[name] == nil && c.st.Networks[name] == nil:
+		case !on:
 		case isLive(c.st.Status):
 			return false
 		case now.Sub(c.st.Finished) < leavePatience:
@@ -175,8 +178,13 @@ func (e *Engine) RemoveNetwork(ctx context.Context, name string) error {
 	err = e.networks.Remove(ctx, n.Name)
 	for fault.Is(err, fault.Denied) && !predefined(n.Name) {
 		// The end of a container is told before its endpoints are taken down.
+		now, nerr := e.networks.Get(n.Name)
 		list, lerr := e.all(ctx)
-		if lerr != nil || !leaving(list, n.Name, time.Now()) {
+		if nerr == nil && len(now.Containers) == 0 { // they went meanwhile, or it is refused for another reason
+			err = e.networks.Remove(ctx, n.Name)
+			break
+		}
+		if errors.Join(nerr, lerr) != nil || !leaving(list, now.Containers, time.Now()) {
 			return err
 		}
 		if perr := pause(ctx, settleStep); perr != nil {
