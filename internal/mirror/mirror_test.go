@@ -97,7 +97,22 @@ func needRoot(t *testing.T) {
 	}
 }
 
+// TestNoDevice: what the host lacks is named, and how to get it.
+func TestNoDevice(t *testing.T) {
+	needRoot(t)
+	if out := tryProgram(t, "names/nodevice"); !strings.Contains(out, "the host has no /dev/fuse; load the kernel's module with: sudo modprobe fuse") {
+		t.Errorf("without /dev/fuse: %q", out)
+	}
+}
+
 func runProgram(t *testing.T, what string) {
+	if out := tryProgram(t, what); out != "" {
+		t.Error(out)
+	}
+}
+
+// tryProgram returns what went wrong.
+func tryProgram(t *testing.T, what string) string {
 	dir, err := os.MkdirTemp("", "mirror-")
 	if err != nil {
 		t.Fatal(err)
@@ -106,10 +121,10 @@ func runProgram(t *testing.T, what string) {
 	if err := errors.Join(os.Chmod(dir, 0o755), os.Chown(dir, outer, outer)); err != nil {
 		t.Fatal(err)
 	}
-	out, err := self(outer, 1<<16, "inside", what, dir).CombinedOutput()
-	if err != nil {
-		t.Errorf("%v\n%s", err, out)
+	if out, err := self(outer, 1<<16, "inside", what, dir).CombinedOutput(); err != nil {
+		return fmt.Sprintf("%v\n%s", err, out)
 	}
+	return ""
 }
 
 // TestNames: what is no name of an entry is refused, whoever sends it.
@@ -129,6 +144,7 @@ func TestNames(t *testing.T) {
 
 func inside(what, dir string) (err error) {
 	name, kind, _ := strings.Cut(what, "/")
+	hidden := ""
 	p := programs[name]
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
@@ -160,7 +176,10 @@ func inside(what, dir string) (err error) {
 			return fmt.Errorf("overlay: %w", err)
 		}
 	}
-	m, err := mirrorOn(disk, shown, kind == "shared")
+	if kind == "nodevice" {
+		hidden = "/dev"
+	}
+	m, err := mirrorOn(disk, shown, hidden, kind == "shared")
 	if err != nil {
 		return err
 	}
@@ -186,7 +205,7 @@ func inside(what, dir string) (err error) {
 	return errors.Join(err, unix.Unmount(shown, 0), m.Close())
 }
 
-func mirrorOn(disk, shown string, shared bool) (*Mirror, error) {
+func mirrorOn(disk, shown, hidden string, shared bool) (*Mirror, error) {
 	holder := self(range1, size1, "hold")
 	hold, err := holder.StdinPipe()
 	if err != nil {
@@ -206,6 +225,11 @@ func mirrorOn(disk, shown string, shared bool) (*Mirror, error) {
 		return nil, err
 	}
 	defer d.Close()
+	if hidden != "" {
+		if err := unix.Mount("none", hidden, "tmpfs", 0, ""); err != nil {
+			return nil, err
+		}
+	}
 	m, err := Start([]Tree{{Dir: int(d.Fd()), Shared: shared}}, ns)
 	if err != nil {
 		return nil, err

@@ -29,17 +29,12 @@ func Inside() bool {
 
 // Features looks at the host from inside.
 func Features(run string) []Feature {
-	uid, count := linux.OwnIDs("uid_map")
+	_, count := linux.OwnIDs("uid_map")
 	gid, _ := linux.OwnIDs("gid_map")
-	name := ""
-	if u, err := user.LookupId(strconv.Itoa(int(uid))); err == nil {
-		name = u.Username
-	}
 	ids := Feature{"subordinate ids", !linux.SingleID(), fmt.Sprintf("Containers have %d user ids (newuidmap, /etc/subuid).", count)}
 	if !ids.OK {
-		if ids.Text = findIDs(name, int(uid), int(gid)).lack; ids.Text == "" {
-			ids.Text = "Containers have one user id; more were given meanwhile, and come when all containers have ended and keg starts anew."
-		}
+		uid, gid, name := whoWeAre()
+		ids.Text = cmp.Or(findIDs(name, uid, gid).lack, "Containers have one user id; more were given meanwhile, and come when all containers have ended and keg starts anew.")
 	}
 	way := Feature{Name: "way out", OK: true}
 	text, err := os.ReadFile(at(run).lack())
@@ -47,7 +42,28 @@ func Features(run string) []Feature {
 		text, _ = os.ReadFile(at(run).way())
 	}
 	way.Text = sentence(string(text))
-	return []Feature{ids, way, pings(number("/proc/sys/net/ipv4/ping_group_range"), gid), lowPorts(number("/proc/sys/net/ipv4/ip_unprivileged_port_start")), limits()}
+	return []Feature{ids, way, pings(number("/proc/sys/net/ipv4/ping_group_range"), gid), lowPorts(number("/proc/sys/net/ipv4/ip_unprivileged_port_start")),
+		ranges(linux.Kernel(), linux.SingleID()), limits()}
+}
+
+// ranges looks whether containers can have ids of their own.
+func ranges(kernel string, one bool) Feature {
+	f := Feature{Name: "ranges of ids"}
+	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err == nil {
+		dev.Close()
+	}
+	switch {
+	case one:
+		f.Text = "Containers cannot have ids of their own (--userns=auto) without subordinate ids."
+	case !linux.KernelAtLeast(6, 12):
+		f.Text = "Containers cannot have ids of their own (--userns=auto): that needs Linux 6.12; this is " + kernel + "."
+	case err != nil:
+		f.Text = "Containers cannot have ids of their own (--userns=auto): " + err.Error() + "; get it with: sudo modprobe fuse"
+	default:
+		f.OK, f.Text = true, "Containers can have ids of their own (--userns=auto)."
+	}
+	return f
 }
 
 // Lack says why the user has one id only, and what to do. It is for a process inside.
