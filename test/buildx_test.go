@@ -182,6 +182,9 @@ func TestBuildxBuild(t *testing.T) {
 		if got := strings.TrimSpace(b.must(t, dir, "", "image", "inspect", "-f", "{{.Id}}", "plain")); got != id || len(id) != len("sha256:")+64 {
 			t.Errorf("%q, quiet %q", got, id)
 		}
+		if out := b.must(t, dir, "FROM scratch\nCOPY logs/keep.log app/link /\n", "build", "--progress", "plain", "-f", "-", "."); !strings.Contains(out, "receive build context") || strings.Contains(out, "MB") {
+			t.Errorf("more came than is read:\n%s", out)
+		}
 		own := b.must(t, dir, "FROM scratch\nCOPY app /x\n", "build", "-q", "-f", "-", ".")
 		if got := b.must(t, dir, "", "build", "-q", "-f", web.URL+"/Dockerfile", "."); got != own {
 			t.Errorf("with the Dockerfile of a server %s, with the same %s", got, own)

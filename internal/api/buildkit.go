@@ -15,6 +15,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/moby/moby/api/types/build"
@@ -158,12 +159,32 @@ func fetchSession(ctx context.Context, from sources, dir, name string, o *builde
 		return fault.Invalidf("error reading .dockerignore: %w", err)
 	}
 	o.Context = filepath.Join(dir, "context")
-	root, err := fetchFiles(ctx, from.contextOf, buildsession.Select{Dir: from.context, Exclude: patterns}, o.Context, out.transfer("[internal] receive build context"))
-	if err != nil {
+	if err := os.Mkdir(o.Context, 0o755); err != nil {
 		return err
 	}
-	root.Close()
+	o.Fetch = (&fetching{from, patterns, o.Context, out, nil, false}).fetch
 	return os.WriteFile(o.Dockerfile+".dockerignore", ignore, 0o600)
+}
+
+// fetching brings what a build reads of its context, once it is known.
+type fetching struct {
+	from     sources
+	patterns []string // what is ignored
+	dir      string
+	out      *trace
+	have     []string
+	all      bool
+}
+
+// fetch is called again for other platforms, which mostly read the same.
+func (f *fetching) fetch(ctx context.Context, paths []string) error {
+	missing := func(p string) bool { return !slices.Contains(f.have, p) }
+	if f.all || paths != nil && !slices.ContainsFunc(paths, missing) {
+		return nil
+	}
+	f.all, f.have = paths == nil, append(f.have, paths...)
+	sel := buildsession.Select{Dir: f.from.context, Follow: paths, Exclude: f.patterns}
+	return receiveFiles(ctx, f.from.contextOf, sel, f.dir, f.out.transfer("[internal] receive build context"))
 }
 
 // fetchDefinition has the client send the Dockerfile, and returns the ignore file beside it; nil: there is none.
@@ -232,10 +253,19 @@ func fetchFiles(ctx context.Context, session *buildsession.Session, sel buildses
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, err
 	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
+	if err := receiveFiles(ctx, session, sel, dir, out); err != nil {
 		return nil, err
 	}
+	return os.OpenRoot(dir)
+}
+
+// receiveFiles fetches into a directory that is there.
+func receiveFiles(ctx context.Context, session *buildsession.Session, sel buildsession.Select, dir string, out *transfer) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
 	var progress func(int64)
 	finish := func(error) {}
 	if out != nil {
@@ -247,11 +277,7 @@ func fetchFiles(ctx context.Context, session *buildsession.Session, sel buildses
 		err = in.finish()
 	}
 	finish(err)
-	if err != nil {
-		root.Close()
-		return nil, err
-	}
-	return root, nil
+	return err
 }
 
 // incoming unpacks files as a session sends them.

@@ -35,7 +35,12 @@ type kit struct {
 	ask  registry.Ask
 }
 
-func (k *kit) Build(_ context.Context, o builder.Options, progress func(builder.Event)) (*builder.Result, error) {
+func (k *kit) Build(ctx context.Context, o builder.Options, progress func(builder.Event)) (*builder.Result, error) {
+	if o.Fetch != nil {
+		if err := o.Fetch(ctx, nil); err != nil {
+			return nil, err
+		}
+	}
 	if err := k.look(o, progress); err != nil {
 		return nil, err
 	}

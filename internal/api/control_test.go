@@ -20,11 +20,11 @@ import (
 	"keg/internal/grpc"
 )
 
-func (k *kit) BuildTo(_ context.Context, q engine.BuildRequest, progress func(builder.Event)) (*engine.Built, error) {
+func (k *kit) BuildTo(ctx context.Context, q engine.BuildRequest, progress func(builder.Event)) (*engine.Built, error) {
 	if k.made != nil {
 		k.made(q)
 	}
-	r, err := k.Build(nil, q.Options, progress)
+	r, err := k.Build(ctx, q.Options, progress)
 	return &engine.Built{Result: r}, err
 }
 

@@ -56,8 +56,13 @@ type Options struct {
 	HostNetwork   bool              // RUN --network=host is allowed
 	Annotations   map[string]string // of the manifest
 	InlineCache   bool              // the image's config carries the records of its steps, for --cache-from
+	Fetch         Fetch             // fills Context; nil: all is there
 	NoImage       bool              // the tree of the target is all that is wanted: no image is written, no tag set
 }
+
+// Fetch brings into the context what is at some paths, and what they lead to as symlinks: all that the build reads of it. They
+// may have wildcards; nil: the whole context. It is called before the first step, for each platform.
+type Fetch func(ctx context.Context, paths []string) error
 
 // Caller has secrets and agents of ssh that a build asks for once it wants them. What it does not have is not found.
 type Caller interface {
@@ -278,6 +283,11 @@ func build(ctx context.Context, o Options, d deps) (_ *Result, err error) {
 	}
 	if err := p.evaluate(); err != nil {
 		return nil, err
+	}
+	if o.Fetch != nil {
+		if err := o.Fetch(ctx, p.reads()); err != nil {
+			return nil, err
+		}
 	}
 	s := newSolver(d, p, bc)
 	defer s.close()

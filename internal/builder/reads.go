@@ -1,0 +1,65 @@
+// What a build reads of its context, before it is there.
+package builder
+
+import (
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+)
+
+// reads are the paths that the steps read, relative to the context, each once; nil: all of it. Wildcards are those of path.Match.
+func (p *plan) reads() []string {
+	paths := []string{}
+	for _, s := range p.reach() {
+		for _, step := range s.steps {
+			for _, at := range stepReads(step.op) {
+				at = strings.TrimPrefix(path.Join("/", at), "/")
+				if at == "" || !unambiguous(at) {
+					return nil
+				}
+				paths = append(paths, at)
+			}
+		}
+	}
+	slices.Sort(paths)
+	return slices.Compact(paths)
+}
+
+// unambiguous paths mean the same to everybody.
+func unambiguous(p string) bool {
+	for i := range len(p) {
+		if p[i] < ' ' || p[i] > '~' || p[i] == '\\' {
+			return false
+		}
+	}
+	return true
+}
+
+func stepReads(o op) (paths []string) {
+	switch o := o.(type) {
+	case *copyOp:
+		for _, src := range o.sources {
+			switch {
+			case o.from != nil, src.url != "", src.git != nil, src.content != nil:
+			case len(src.sel.Include) == 0:
+				paths = append(paths, src.sel.Path)
+			default:
+				for _, pattern := range src.sel.Include {
+					if strings.Contains(pattern, "**") {
+						pattern = ""
+					}
+					paths = append(paths, path.Join(src.sel.Path, pattern))
+				}
+			}
+		}
+	case *runOp:
+		for _, m := range o.mounts {
+			if m.from == nil && m.kind == instructions.MountTypeBind {
+				paths = append(paths, path.Join("/", m.source))
+			}
+		}
+	}
+	return paths
+}
