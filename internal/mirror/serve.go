@@ -149,7 +149,7 @@ func newWorker(s *server) *worker {
 
 func (w *worker) loop() {
 	runtime.LockOSThread() // and never unlocked: the thread ends
-	if err := errors.Join(unix.Unshare(unix.CLONE_FS), unix.Chdir("/proc/self/fd")); err != nil {
+	if err := errors.Join(unix.Unshare(unix.CLONE_FS), unix.Chdir("/proc/self/fd"), giveUpRights()); err != nil {
 		fmt.Fprintln(os.Stderr, Argv0+":", err)
 		os.Exit(1)
 	}
@@ -291,6 +291,17 @@ func withoutFSETID(when bool, do func() error) error {
 	setRights(^uint64(1 << unix.CAP_FSETID))
 	defer setRights(^uint64(0))
 	return do()
+}
+
+// needed are the rights of a thread that answers: those over files, and to become who asks.
+const needed = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_DAC_READ_SEARCH | 1<<unix.CAP_FOWNER | 1<<unix.CAP_FSETID |
+	1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID | 1<<unix.CAP_SETFCAP | 1<<unix.CAP_MKNOD
+
+// giveUpRights leaves this thread with the rights that are needed.
+func giveUpRights() error {
+	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	caps := [2]unix.CapUserData{{Permitted: needed & 0xffffffff, Effective: needed & 0xffffffff}, {Permitted: needed >> 32, Effective: needed >> 32}}
+	return errors.Join(os.NewSyscallError("capset", unix.Capset(&h, &caps[0])), os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)))
 }
 
 // setRights makes those permitted rights effective that mask has.
