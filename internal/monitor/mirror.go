@@ -198,15 +198,15 @@ func (m *monitor) watchMirror(r *run) {
 	}()
 }
 
-// lostFiles says of a run that a signal ended, whether that was because its files could not be reached any more.
+// lostFiles says of a run that failed whether its files could not be reached any more. The kernel knows that earlier than we are
+// told of the server's end.
 func (r *run) lostFiles(code int) string {
-	if r.mirror == nil || code < 128 {
+	if r.mirror == nil || code == 0 {
 		return ""
 	}
-	select {
-	case <-r.mirror.Ended():
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(r.root, &fs); errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) {
 		return "the process that shows the container its files (" + mirror.Argv0 + ") ended"
-	case <-time.After(50 * time.Millisecond): // who depends on it may be seen to end first
-		return ""
 	}
+	return ""
 }
