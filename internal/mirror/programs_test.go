@@ -297,7 +297,7 @@ var programs = map[string]program{
 			c.is("content", string(b), "B")
 			var st unix.Stat_t
 			c.ok("stat what is gone", unix.Fstat(int(f.Fd()), &st))
-			c.is("names", st.Nlink, uint64(0))
+			c.is("names", uint64(st.Nlink), uint64(0))
 			f.Close()
 			c.content(d+"/below", "another")
 
@@ -327,11 +327,11 @@ var programs = map[string]program{
 			c.ok("write by one name", write(d+"/two", "both"))
 			c.content(d+"/one", "both")
 			unix.Stat(d+"/one", &st)
-			c.is("names", st.Nlink, uint64(2))
+			c.is("names", uint64(st.Nlink), uint64(2))
 			c.ok("remove one", os.Remove(d+"/one"))
 			c.content(d+"/two", "both")
 			unix.Stat(d+"/two", &st)
-			c.is("names", st.Nlink, uint64(1))
+			c.is("names", uint64(st.Nlink), uint64(1))
 
 			c.ok("symlink", os.Symlink("../../../../../../etc/hostname", d+"/out"))
 			l, _ := os.Readlink(d + "/out")
