@@ -121,6 +121,15 @@ func (p *project) says(want string, args ...string) {
 	}
 }
 
+// comesToSay is says for what takes its time after the command before.
+func (p *project) comesToSay(want string, args ...string) {
+	p.t.Helper()
+	for end := time.Now().Add(20 * time.Second); p.do(args...) != want && time.Now().Before(end); {
+		time.Sleep(50 * time.Millisecond)
+	}
+	p.says(want, args...)
+}
+
 // listed is ps as Compose's JSON has it.
 type listed struct {
 	ID, Name, Image, Service, State, Health string
@@ -245,7 +254,7 @@ func TestCompose(t *testing.T) {
 	if again := p.ps()["demo-db-1"]; again.ID != db.ID || again.State != "running" {
 		t.Errorf("after the restart: %+v", again)
 	}
-	p.says("db-1  | db is up\ndb-1  | db is up\n", "logs", "--no-color", "db")
+	p.comesToSay("db-1  | db is up\ndb-1  | db is up\n", "logs", "--no-color", "db")
 
 	p.do("stop")
 	p.are("db-1=exited web-1=exited")
@@ -290,7 +299,8 @@ func (p *project) gone() {
 	}
 }
 
-// TestComposeAttached: up in the foreground shows what a container prints, each line once, through restarts.
+// TestComposeAttached: up in the foreground shows what a container prints, each line once, through restarts. It sleeps, since Compose
+// asks about a container that ended whether it is being restarted: that should still be so.
 func TestComposeAttached(t *testing.T) {
 	p := newProject(t)
 	p.serve()
@@ -298,7 +308,7 @@ func TestComposeAttached(t *testing.T) {
 services:
   again:
     image: busybox
-    command: ["sh", "-c", "n=$$(cat /data/n 2>/dev/null); echo again 1$$n; echo 1$$n > /data/n; exit 3"]
+    command: ["sh", "-c", "n=$$(cat /data/n 2>/dev/null); echo again 1$$n; echo 1$$n > /data/n; sleep 1; exit 3"]
     deploy: {restart_policy: {condition: on-failure, max_attempts: 2}}
     volumes: ["data:/data"]
 volumes: {data: {}}

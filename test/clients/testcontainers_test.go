@@ -31,9 +31,13 @@ func TestTestcontainersForGo(t *testing.T) {
 	t.Run("postgres", func(t *testing.T) { postgresInGo(ctx, t, e) })
 }
 
+// get waits for a server that has just been started.
 func get(t *testing.T, url string) string {
 	t.Helper()
 	r, err := http.Get(url)
+	for end := time.Now().Add(20 * time.Second); err != nil && time.Now().Before(end); r, err = http.Get(url) {
+		time.Sleep(20 * time.Millisecond)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
