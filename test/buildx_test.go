@@ -102,9 +102,18 @@ func TestBuildxBuild(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if text, err := exec.Command("sh", "-ec", `mkdir -p "$0/work/sub"; cd "$0/work"; git init -q -b main .; printf 'FROM scratch\nCOPY f /\n' >Dockerfile; cp Dockerfile sub; echo f >f; echo g >sub/f
+		printf 'target "default" {\n tags = ["remote"]\n}\n' >docker-bake.hcl
+		git add -A; git -c user.name=a -c user.email=a@b commit -qm x; git clone -q --bare . "$0/r.git"; cd "$0/r.git"; git update-server-info`, other).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/Dockerfile" {
 			io.WriteString(w, "FROM scratch\nCOPY app /x\n")
+			return
+		}
+		if strings.HasPrefix(r.URL.Path, "/r.git/") {
+			http.FileServerFS(os.DirFS(other)).ServeHTTP(w, r)
 			return
 		}
 		w.Write(archive)
@@ -125,6 +134,9 @@ func TestBuildxBuild(t *testing.T) {
 		{"a Dockerfile without a context", buildJob{context: "-", stdin: []byte("FROM scratch\nLABEL a=b\nWORKDIR /w\n")}, ""},
 		{"an archive on stdin", buildJob{context: "-", stdin: archive, flags: []string{"--target", "tools"}}, ""},
 		{"an archive of a server", buildJob{context: web.URL + "/c.tar", flags: []string{"--target", "tools"}}, ""},
+		{"a repository", buildJob{context: web.URL + "/r.git"}, ""},
+		{"a part of it", buildJob{context: web.URL + "/r.git#main:sub"}, ""},
+		{"in other words", buildJob{context: web.URL + "/r.git?branch=main&subdir=sub"}, ""},
 		{"a secret", buildJob{flags: []string{"-f", filepath.Join(dir, "Secret"), "--secret", "id=s,src=" + word}}, ""},
 		{"an agent", buildJob{flags: []string{"-f", filepath.Join(dir, "Agent"), "--ssh", "default=" + agent.Addr().String()}}, ""},
 		{"a named directory", buildJob{flags: []string{"-f", "-", "--build-context", "n=" + filepath.Join(other, "n")}, stdin: []byte("FROM scratch\nCOPY --from=n . /\n")}, ""},
@@ -188,6 +200,9 @@ func TestBuildxBuild(t *testing.T) {
 		own := b.must(t, dir, "FROM scratch\nCOPY app /x\n", "build", "-q", "-f", "-", ".")
 		if got := b.must(t, dir, "", "build", "-q", "-f", web.URL+"/Dockerfile", "."); got != own {
 			t.Errorf("with the Dockerfile of a server %s, with the same %s", got, own)
+		}
+		if out := b.must(t, dir, "", "buildx", "bake", "--progress", "plain", web.URL+"/r.git"); !strings.Contains(out, "naming to docker.io/library/remote:latest") {
+			t.Errorf("bake of a repository: %s", out)
 		}
 		if raw := b.must(t, dir, "", "buildx", "build", "--progress", "rawjson", "--target", "tools", "."); !strings.Contains(raw, `"vertexes":[{"digest":"sha256:`) {
 			t.Errorf("%s", raw)
@@ -459,20 +474,31 @@ func TestBuildxQuestions(t *testing.T) {
 	}
 }
 
-// TestBuildxPolicy: a policy that nobody evaluates must not be passed over.
+// TestBuildxPolicy: buildx's policy is asked about each source, and what it denies is not built.
 func TestBuildxPolicy(t *testing.T) {
 	b := startBuildx(t)
-	dir := t.TempDir()
-	for name, text := range map[string]string{"Dockerfile": "FROM scratch\nCOPY Dockerfile /\n", "Dockerfile.rego": "package docker\ndefault allow := false\ndecision := {\"allow\": allow}\n"} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if out, code := b.try(dir, "", "buildx", "build", "."); code != 1 || !strings.Contains(out, "keg evaluates no build policies") {
-		t.Errorf("%d %s", code, out)
-	}
-	if out, code := b.try(dir, "", "buildx", "build", "--policy", "disabled=true", "."); code != 0 {
-		t.Errorf("%d %s", code, out)
+	for _, c := range []struct {
+		what, dockerfile, allow string
+		code                    int
+		words                   string
+	}{
+		{"all that is read is allowed", "FROM keg/shell\nCOPY Dockerfile /\n", `input.image.fullRepo == "docker.io/keg/shell"`, 0, "source docker-image://docker.io/keg/shell:latest (linux/amd64): ALLOW"},
+		{"another image", "FROM keg/shell\n", `input.image.fullRepo == "docker.io/keg/web"`, 1, `source "docker-image://docker.io/keg/shell:latest" not allowed by policy: action DENY`},
+		{"the image of a copy", "FROM scratch\nCOPY --from=keg/shell /bin /\n", `input.image.fullRepo == "docker.io/keg/web"`, 1, "not allowed by policy"},
+		{"an address", "FROM scratch\nADD http://127.0.0.1:1/x /\n", `input.image`, 1, `source "http://127.0.0.1:1/x" not allowed by policy`},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			dir := t.TempDir()
+			policy := "package docker\ndefault allow := false\nallow if input.local\nallow if { " + c.allow + " }\ndecision := {\"allow\": allow}\n"
+			for name, text := range map[string]string{"Dockerfile": c.dockerfile, "Dockerfile.rego": policy} {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if out, code := b.try(dir, "", "buildx", "build", "--progress", "plain", "."); code != c.code || !strings.Contains(out, c.words) {
+				t.Errorf("%d, not %d, with %q in\n%s", code, c.code, c.words, out)
+			}
+		})
 	}
 }
 

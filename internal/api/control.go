@@ -502,9 +502,9 @@ func (c *control) solved(ctx context.Context, v *solve) (map[string]string, erro
 		}
 		return r.export(ctx)
 	}
-	if q.SourcePolicy || q.PolicySession != "" || q.ProxyNetwork {
+	if q.SourcePolicy || q.ProxyNetwork {
 		// What was to be refused must not be built in silence.
-		return nil, fault.Unsupportedf("keg evaluates no build policies (Dockerfile.rego, --policy, EXPERIMENTAL_BUILDKIT_SOURCE_POLICY); --policy disabled=true builds without")
+		return nil, fault.Unsupportedf("policies that the engine evaluates (EXPERIMENTAL_BUILDKIT_SOURCE_POLICY, a proxy for the network) are not supported; those of buildx (--policy) are")
 	}
 	var r *buildcontrol.Return
 	select {

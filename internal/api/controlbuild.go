@@ -168,12 +168,43 @@ func (r *reference) start(ctx context.Context) (err error) {
 		return err
 	}
 	q.Caller = caller{r.session}
+	if r.solve.PolicySession != "" {
+		q.Approve = r.approve
+	}
 	if err := r.contexts(ctx, &q.Options); err != nil {
 		r.drop()
 		return err
 	}
 	r.request, r.prepared = &q, true
 	return nil
+}
+
+// approve asks the client's policy about a source.
+func (r *reference) approve(ctx context.Context, identifier string, p image.Platform, b *builder.Base) error {
+	session, err := r.c.s.sessions.get(ctx, r.solve.PolicySession)
+	if err != nil {
+		return err
+	}
+	src := buildsession.PolicySource{Identifier: identifier, OS: p.OS, Architecture: p.Architecture, Variant: p.Variant}
+	if b != nil {
+		if src.Config, err = json.Marshal(b.Config); err != nil {
+			return err
+		}
+		src.Digest = b.Digest.String()
+	}
+	return session.Approve(ctx, src)
+}
+
+// approveContext is approve for what is no image.
+func (r *reference) approveContext(ctx context.Context, o *builder.Options, identifier string) error {
+	if o.Approve == nil {
+		return nil
+	}
+	p := image.Host()
+	if o.Platform != nil {
+		p = *o.Platform
+	}
+	return o.Approve(ctx, identifier, p, nil)
 }
 
 // engine asks the client for accounts.

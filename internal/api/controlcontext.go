@@ -71,7 +71,15 @@ func (r *reference) mainContext(ctx context.Context, o *builder.Options) error {
 			return err
 		}
 	}
+	if address == "" || a["dockerfilekey"] != "" {
+		if err := r.approveContext(ctx, o, "local://"+from.definition); err != nil {
+			return err
+		}
+	}
 	if address == "" {
+		if err := r.approveContext(ctx, o, "local://"+from.context); err != nil {
+			return err
+		}
 		if err := fetchSession(ctx, from, r.dir, name, o, r.trace); err != nil {
 			return err
 		}
@@ -80,6 +88,9 @@ func (r *reference) mainContext(ctx context.Context, o *builder.Options) error {
 	}
 	dir := filepath.Join(r.dir, "context")
 	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	if err := r.approveContext(ctx, o, builder.SourceIdentifier(address)); err != nil {
 		return err
 	}
 	f, err := r.fetch(ctx, address, dir, "[internal] load remote build context")
@@ -175,9 +186,15 @@ func (r *reference) namedContext(ctx context.Context, o *builder.Options, name, 
 		}
 		return c, nil
 	case "local":
+		if err := r.approveContext(ctx, o, "local://"+rest); err != nil {
+			return c, err
+		}
 		c.Dir = dir
 		return c, r.localContext(ctx, name, rest, dir)
 	case "oci-layout":
+		if err := r.approveContext(ctx, o, "oci-layout:"+rest); err != nil {
+			return c, err
+		}
 		c.Layout, err = r.layoutContext(ctx, o, strings.TrimPrefix(rest, "//"), dir)
 		return c, err
 	case "input":
@@ -203,6 +220,9 @@ func (r *reference) namedContext(ctx context.Context, o *builder.Options, name, 
 		if place, err = addressOf(def); err != nil {
 			return c, err
 		}
+	}
+	if err := r.approveContext(ctx, o, builder.SourceIdentifier(place)); err != nil {
+		return c, err
 	}
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return c, err

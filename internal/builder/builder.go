@@ -56,9 +56,13 @@ type Options struct {
 	HostNetwork   bool              // RUN --network=host is allowed
 	Annotations   map[string]string // of the manifest
 	InlineCache   bool              // the image's config carries the records of its steps, for --cache-from
+	Approve       Approve           // says what may be read; nil: all
 	Fetch         Fetch             // fills Context; nil: all is there
 	NoImage       bool              // the tree of the target is all that is wanted: no image is written, no tag set
 }
+
+// Approve says whether a source may be read: an image, with what is known of it, or an address. nil: yes.
+type Approve func(ctx context.Context, identifier string, p image.Platform, b *Base) error
 
 // Fetch brings into the context what is at some paths, and what they lead to as symlinks: all that the build reads of it. They
 // may have wildcards; nil: the whole context. It is called before the first step, for each platform.
@@ -282,6 +286,9 @@ func build(ctx context.Context, o Options, d deps) (_ *Result, err error) {
 		return nil, err
 	}
 	if err := p.evaluate(); err != nil {
+		return nil, err
+	}
+	if err := p.approve(ctx); err != nil {
 		return nil, err
 	}
 	if o.Fetch != nil {

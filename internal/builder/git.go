@@ -52,6 +52,11 @@ func parseGit(s string) (gitRef, error) {
 	}
 	g := gitRef{remote: remote}
 	g.ref, g.dir, _ = strings.Cut(fragment, ":")
+	if u.RawQuery != "" {
+		if err := g.query(u); err != nil {
+			return g, err
+		}
+	}
 	if err := checkRef(g.ref); err != nil {
 		return g, err
 	}
@@ -62,6 +67,24 @@ func parseGit(s string) (gitRef, error) {
 	}
 	g.dir = path.Clean("/" + g.dir)
 	return g, nil
+}
+
+// query reads an address like https://host/repository.git?ref=main&subdir=directory.
+func (g *gitRef) query(u *url.URL) error {
+	for key, values := range u.Query() {
+		v := values[len(values)-1]
+		switch key {
+		case "ref", "branch", "tag", "commit":
+			g.ref = v
+		case "subdir":
+			g.dir = v
+		default:
+			return fault.Unsupportedf("git address %q: the parameter %q is not supported: want ref, branch, tag, commit or subdir", u, key)
+		}
+	}
+	u.RawQuery, u.Fragment = "", ""
+	g.remote = u.String()
+	return nil
 }
 
 // checkRef refuses what git might take for an option or an expression (git-check-ref-format(1)).

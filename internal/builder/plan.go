@@ -378,6 +378,9 @@ func (d deps) resolveBases(ctx context.Context, p *plan) error {
 			if err == nil {
 				err = checkBase(base)
 			}
+			if err == nil && p.o.Approve != nil {
+				err = p.o.Approve(ctx, "docker-image://"+refs[w].String(), stages[0].platform, &base)
+			}
 			v.done(err)
 			if err != nil {
 				return p.file.At(stages[0].src.Location, p.baseError(stages[0].src.BaseName, err))

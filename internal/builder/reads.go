@@ -2,6 +2,7 @@
 package builder
 
 import (
+	"context"
 	"path"
 	"slices"
 	"strings"
@@ -62,4 +63,58 @@ func stepReads(o op) (paths []string) {
 		}
 	}
 	return paths
+}
+
+// approve asks whether the addresses of ADD may be read.
+func (p *plan) approve(ctx context.Context) error {
+	if p.o.Approve == nil {
+		return nil
+	}
+	for _, s := range p.reach() {
+		for _, step := range s.steps {
+			o, ok := step.op.(*copyOp)
+			if !ok {
+				continue
+			}
+			for _, src := range o.sources {
+				identifier := src.url
+				if src.git != nil {
+					identifier = gitIdentifier(src.git.gitRef)
+				}
+				if identifier == "" {
+					continue
+				}
+				if err := p.o.Approve(ctx, identifier, s.platform, nil); err != nil {
+					return p.file.At(step.at, err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// gitIdentifier is a repository as BuildKit calls it.
+func gitIdentifier(g gitRef) string {
+	_, rest, ok := strings.Cut(g.remote, "://")
+	if !ok {
+		rest = g.remote
+	}
+	id := "git://" + rest
+	if sub := strings.TrimPrefix(g.dir, "/"); g.ref != "" || sub != "" {
+		id += "#" + g.ref
+		if sub != "" {
+			id += ":" + sub
+		}
+	}
+	return id
+}
+
+// SourceIdentifier is an address as policies know it.
+func SourceIdentifier(address string) string {
+	if isGit(address) || strings.HasPrefix(address, "github.com/") {
+		if g, err := parseGit(address); err == nil {
+			return gitIdentifier(g)
+		}
+	}
+	return address
 }

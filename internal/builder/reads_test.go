@@ -45,3 +45,21 @@ func TestReads(t *testing.T) {
 		}
 	}
 }
+
+func TestSourceIdentifier(t *testing.T) {
+	for address, want := range map[string]string{
+		"https://h/r.git":                     "git://h/r.git",
+		"https://h/r.git#main:sub":            "git://h/r.git#main:sub",
+		"https://h/r.git?ref=main&subdir=sub": "git://h/r.git#main:sub",
+		"https://h/r.git?branch=b":            "git://h/r.git#b",
+		"https://h/r.git?keep-git-dir=1":      "https://h/r.git?keep-git-dir=1", // refused when it is fetched
+		"https://h/r.git?ref=--upload-pack=x": "https://h/r.git?ref=--upload-pack=x",
+		"https://h/r.git?subdir=../x":         "https://h/r.git?subdir=../x",
+		"https://h/a.tar":                     "https://h/a.tar",
+		"github.com/docker/buildx":            "git://github.com/docker/buildx",
+	} {
+		if got := SourceIdentifier(address); got != want {
+			t.Errorf("%s: %s, not %s", address, got, want)
+		}
+	}
+}

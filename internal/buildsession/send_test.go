@@ -307,3 +307,41 @@ func TestStatOf(t *testing.T) {
 		t.Errorf("%+v %v", got, err)
 	}
 }
+
+func TestApprove(t *testing.T) {
+	decide := func(action uint64, more ...[]byte) []byte {
+		d := grpc.AppendNumber(nil, 1, action)
+		for _, m := range more {
+			d = append(d, m...)
+		}
+		return grpc.AppendMessage(nil, 1, d)
+	}
+	var next []byte
+	s, _ := begin(t, func(w http.ResponseWriter, r *http.Request) {
+		q := unframe(t, r.Body)
+		if !strings.Contains(string(q), "docker-image://x") || !strings.Contains(string(q), "sha256:1") {
+			t.Errorf("%q", q)
+		}
+		answer(w, next, "0", "")
+	}, methodPolicy)
+	for _, c := range []struct {
+		answer []byte
+		want   string // of the error; "": none
+	}{
+		{decide(0), ""},
+		{decide(1), `source "docker-image://x" not allowed by policy: action DENY`},
+		{decide(1, grpc.AppendMessage(nil, 2, grpc.AppendText(nil, 1, "too old"))), "action DENY: too old"},
+		{decide(2, grpc.AppendMessage(nil, 3, grpc.AppendText(nil, 1, "docker-image://x@sha256:1"))), ""},
+		{decide(2, grpc.AppendMessage(nil, 3, grpc.AppendText(nil, 1, "docker-image://y"))), `wants "docker-image://y" in its place`},
+		{decide(9), "not allowed"},
+		{grpc.AppendMessage(nil, 2, ""), "wants to know more"},
+		{[]byte{}, "wants to know more"},
+		{[]byte("\x0a\x05x"), "cut off"},
+	} {
+		next = c.answer
+		err := s.Approve(t.Context(), PolicySource{Identifier: "docker-image://x", OS: "linux", Architecture: "amd64", Digest: "sha256:1", Config: []byte("{}")})
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q: %v, want %q", c.answer, err, c.want)
+		}
+	}
+}
