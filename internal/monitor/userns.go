@@ -54,7 +54,24 @@ func (u *userns) close() {
 		f.Close()
 	}
 	if u.mirrored && len(u.ranges) > 0 {
-		os.Remove(filepath.Dir(u.ranges[0].Name())) // when it is empty
+		dir := filepath.Dir(u.ranges[0].Name())
+		sweepRanges(dir)
+		os.Remove(dir) // when it is empty
+	}
+}
+
+// sweepRanges removes what monitors left that were killed.
+func sweepRanges(dir string) {
+	es, _ := os.ReadDir(dir)
+	for _, e := range es {
+		f, err := os.OpenFile(filepath.Join(dir, e.Name()), os.O_RDWR, 0)
+		if err != nil {
+			continue
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			os.Remove(f.Name())
+		}
+		f.Close()
 	}
 }
 
@@ -157,7 +174,10 @@ func (u *userns) lockUnits(dir string, first, n, size uint32) bool {
 			err = errors.Join(unix.Fstat(int(f.Fd()), &open), unix.Stat(name, &there))
 		}
 		if err != nil || open.Ino != there.Ino {
-			for _, f := range u.ranges {
+			for k, f := range u.ranges {
+				if k < int(i) {
+					os.Remove(f.Name())
+				}
 				f.Close()
 			}
 			u.ranges = nil
