@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	ctr "keg/internal/container"
+	"keg/internal/event"
 	"keg/internal/fault"
 	"keg/internal/image"
 )
@@ -191,6 +193,18 @@ func TestPruneAndUsage(t *testing.T) {
 	}
 	if left := leftovers(t, e); len(left) != 0 {
 		t.Errorf("left: %v", left)
+	}
+	var told []string
+	sum := int64(0)
+	if err := e.Events(t.Context(), time.Unix(1, 0), time.Now(), false, Filter{"event": {"prune"}}, func(m event.Message) error {
+		n, err := strconv.ParseInt(m.Actor.Attributes["reclaimed"], 10, 64)
+		told, sum = append(told, string(m.Type)), sum+n
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if want := "container network image builder volume container volume image builder"; strings.Join(told, " ") != want || sum < 50000 {
+		t.Errorf("events %q of %d bytes, not %q", told, sum, want)
 	}
 }
 

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strconv"
 	"time"
 
+	"github.com/moby/moby/api/types/events"
 	dimage "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/opencontainers/go-digest"
@@ -58,16 +60,19 @@ func (e *Engine) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
 		if err := p.containers(ctx); err != nil {
 			return p.done, err
 		}
+		p.tell(events.ContainerEventType)
 	}
 	if o.Networks {
 		if err := p.networks(ctx); err != nil {
 			return p.done, err
 		}
+		p.tell(events.NetworkEventType)
 	}
 	if o.Volumes {
 		if err := p.volumes(ctx); err != nil {
 			return p.done, err
 		}
+		p.tell(events.VolumeEventType)
 	}
 	if o.Images {
 		if err := p.images(ctx); err != nil {
@@ -90,7 +95,21 @@ func (e *Engine) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
 			return p.done, err
 		}
 	}
+	if o.Images {
+		p.tell(events.ImageEventType)
+	}
+	if o.BuildCache {
+		p.tell(events.BuilderEventType)
+	}
 	return p.done, nil
+}
+
+// tell reports that what nobody uses of one kind is gone, and how many bytes that gave since the last kind. Images and the build
+// cache are collected together: the bytes are the images' when both were asked for.
+func (p *pruning) tell(t events.Type) {
+	freed := p.done.Reclaimed - p.told
+	p.told = p.done.Reclaimed
+	p.e.report(t, events.ActionPrune, "", map[string]string{"reclaimed": strconv.FormatInt(freed, 10)})
 }
 
 // checkFilter: each kind has filters of its own when it is pruned alone; "dangling=false" and
@@ -127,6 +146,7 @@ type pruning struct {
 	until  time.Time
 	stacks [][]digest.Digest // of the images that went
 	done   Pruned
+	told   int64 // of done.Reclaimed, in events
 }
 
 // old reports whether something made at t falls under the "until" filter.
