@@ -235,32 +235,7 @@ func TestBuildKitClient(t *testing.T) {
 
 // sessionAccount builds from a registry that wants an account, which only the client's config has.
 func sessionAccount(t *testing.T, d *dockerEngine) {
-	hash, err := bcrypt.GenerateFromPassword([]byte("word"), bcrypt.MinCost)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	users := filepath.Join(dir, "users")
-	if err := os.WriteFile(users, append([]byte("me:"), hash...), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	reg := exec.Command(filepath.Join(bin, "keg"), "--root", filepath.Join(dir, "root"), "--run-root", filepath.Join(dir, "run"),
-		"registry", "serve", "--addr", "127.0.0.1:0", "--htpasswd", users)
-	out, err := reg.StdoutPipe()
-	if err == nil {
-		reg.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		err = reg.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer reg.Wait()
-	defer reg.Process.Kill()
-	line, err := bufio.NewReader(out).ReadString('\n')
-	_, addr, ok := strings.Cut(strings.TrimSpace(line), "listening on ")
-	if err != nil || !ok {
-		t.Fatalf("the registry says %q: %v", line, err)
-	}
+	dir, addr := t.TempDir(), accountRegistry(t)
 	config := filepath.Join(dir, "docker")
 	auth := base64.StdEncoding.EncodeToString([]byte("me:word"))
 	if err := errors.Join(os.Mkdir(config, 0o700), os.WriteFile(filepath.Join(config, "config.json"), []byte(`{"auths":{"`+addr+`":{"auth":"`+auth+`"}}}`), 0o600)); err != nil {
@@ -285,6 +260,37 @@ func sessionAccount(t *testing.T, d *dockerEngine) {
 	if out, err := docker(config, "FROM "+base+"\n", "build", "-"); err != nil {
 		t.Errorf("with the account: %v\n%s", err, out)
 	}
+}
+
+// accountRegistry is the address of a registry that wants an account: me with word.
+func accountRegistry(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	users := filepath.Join(dir, "users")
+	hash, err := bcrypt.GenerateFromPassword([]byte("word"), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(users, append([]byte("me:"), hash...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reg := exec.Command(filepath.Join(bin, "keg"), "--root", filepath.Join(dir, "root"), "--run-root", filepath.Join(dir, "run"),
+		"registry", "serve", "--addr", "127.0.0.1:0", "--htpasswd", users)
+	out, err := reg.StdoutPipe()
+	if err == nil {
+		reg.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		err = reg.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { reg.Process.Kill(); reg.Wait() })
+	line, err := bufio.NewReader(out).ReadString('\n')
+	_, addr, ok := strings.Cut(strings.TrimSpace(line), "listening on ")
+	if err != nil || !ok {
+		t.Fatalf("the registry says %q: %v", line, err)
+	}
+	return addr
 }
 
 // packDir packs a directory.

@@ -3,7 +3,6 @@
 package test
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -20,8 +19,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/crypto/bcrypt"
 )
 
 // buildx is Docker's client with buildx as its plugin, and keg serve.
@@ -311,7 +308,7 @@ func TestBuildxOutputs(t *testing.T) {
 		}
 	})
 	t.Run("a registry", func(t *testing.T) {
-		addr := buildxRegistry(t, b)
+		addr := accountRegistry(t)
 		ref := addr + "/box:1"
 		if text, code := b.try(dir, "", "buildx", "build", "--push", "-t", ref, "-f", "Own", "."); code == 0 || !strings.Contains(text, "401 Unauthorized") {
 			t.Errorf("without an account: %d %s", code, text)
@@ -335,37 +332,6 @@ func TestBuildxOutputs(t *testing.T) {
 			t.Errorf("from the base: %s", said)
 		}
 	})
-}
-
-// buildxRegistry is a registry that wants an account: me with word.
-func buildxRegistry(t *testing.T, b *buildx) string {
-	t.Helper()
-	dir := t.TempDir()
-	users := filepath.Join(dir, "users")
-	hash, err := bcrypt.GenerateFromPassword([]byte("word"), bcrypt.MinCost)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(users, append([]byte("me:"), hash...), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	reg := exec.Command(filepath.Join(bin, "keg"), "--root", filepath.Join(dir, "root"), "--run-root", filepath.Join(dir, "run"),
-		"registry", "serve", "--addr", "127.0.0.1:0", "--htpasswd", users)
-	out, err := reg.StdoutPipe()
-	if err == nil {
-		reg.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		err = reg.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { reg.Process.Kill(); reg.Wait() })
-	line, err := bufio.NewReader(out).ReadString('\n')
-	_, addr, ok := strings.Cut(strings.TrimSpace(line), "listening on ")
-	if err != nil || !ok {
-		t.Fatalf("the registry says %q: %v", line, err)
-	}
-	return addr
 }
 
 // TestBuildxBake: targets that stand on one another and share a context, variables, a Dockerfile in the file.

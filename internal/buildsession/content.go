@@ -99,7 +99,7 @@ func (b Blobs) Write(ctx context.Context, digest string, size int64, r io.Reader
 		// A send fails when the client has answered already; its answer says why.
 		sent := st.send(grpc.AppendText(grpc.AppendNumber(message(action), 5, uint64(offset)), 6, buffer[:n]))
 		_, err = st.receive()
-		if hasCode(err, codeAlreadyExists) {
+		if hasCode(err, grpc.CodeAlreadyExists) {
 			return nil
 		}
 		if err == nil {

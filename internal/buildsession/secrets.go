@@ -25,7 +25,7 @@ func (s *Session) Secret(ctx context.Context, id string) (data []byte, found boo
 		return nil, false, nil
 	}
 	b, err := s.ask(ctx, methodSecret, grpc.AppendText(nil, 1, id))
-	if hasCode(err, codeNotFound) || hasCode(err, codeUnimplemented) {
+	if hasCode(err, grpc.CodeNotFound) || hasCode(err, grpc.CodeUnimplemented) {
 		return nil, false, nil
 	}
 	if err == nil {

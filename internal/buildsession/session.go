@@ -103,13 +103,6 @@ type refusal struct {
 
 func (r *refusal) Error() string { return r.message }
 
-// Codes of gRPC that make a difference here.
-const (
-	codeNotFound      = 5
-	codeAlreadyExists = 6
-	codeUnimplemented = 12
-)
-
 func hasCode(err error, code int) bool {
 	var r *refusal
 	return errors.As(err, &r) && r.code == code

@@ -48,8 +48,8 @@ func TestStatus(t *testing.T) {
 		err  error
 		code int
 	}{
-		{errors.New("x"), codeUnknown}, {fault.Deniedf("x"), codeDenied}, {fault.Unavailablef("x"), codeUnavailable},
-		{context.Canceled, codeCanceled}, {fmt.Errorf("a: %w", s), 7}, {context.DeadlineExceeded, codeDeadline},
+		{errors.New("x"), CodeUnknown}, {fault.Deniedf("x"), CodeDenied}, {fault.Unavailablef("x"), CodeUnavailable},
+		{context.Canceled, CodeCanceled}, {fmt.Errorf("a: %w", s), 7}, {context.DeadlineExceeded, CodeDeadline},
 	} {
 		if got := StatusOf(c.err); got.Code != c.code {
 			t.Errorf("%v: %d, not %d", c.err, got.Code, c.code)

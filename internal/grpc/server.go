@@ -20,18 +20,18 @@ import (
 
 // Codes of a status (grpc.github.io/grpc/core/md_doc_statuscodes.html).
 const (
-	codeOK            = 0
-	codeCanceled      = 1
-	codeUnknown       = 2
-	codeInvalid       = 3
-	codeDeadline      = 4
-	codeNotFound      = 5
-	codeAlreadyExists = 6
-	codeDenied        = 7
-	codeInternal      = 13
-	codeUnimplemented = 12
-	codeUnavailable   = 14
-	codeUnauthorized  = 16
+	CodeOK            = 0
+	CodeCanceled      = 1
+	CodeUnknown       = 2
+	CodeInvalid       = 3
+	CodeDeadline      = 4
+	CodeNotFound      = 5
+	CodeAlreadyExists = 6
+	CodeDenied        = 7
+	CodeInternal      = 13
+	CodeUnimplemented = 12
+	CodeUnavailable   = 14
+	CodeUnauthorized  = 16
 )
 
 // Status is how a call ends that did not go well.
@@ -45,15 +45,15 @@ func (s *Status) Error() string { return s.Message }
 
 // codes is the one table from kinds of failure to codes. Unknown is shown without its code by clients.
 var codes = [...]int{
-	fault.Unknown:      codeUnknown,
-	fault.NotFound:     codeUnknown,
-	fault.Conflict:     codeUnknown,
-	fault.Invalid:      codeUnknown,
-	fault.Denied:       codeDenied,
-	fault.Unauthorized: codeUnauthorized,
-	fault.Unavailable:  codeUnavailable,
-	fault.Unsupported:  codeUnknown,
-	fault.NotModified:  codeUnknown,
+	fault.Unknown:      CodeUnknown,
+	fault.NotFound:     CodeUnknown,
+	fault.Conflict:     CodeUnknown,
+	fault.Invalid:      CodeUnknown,
+	fault.Denied:       CodeDenied,
+	fault.Unauthorized: CodeUnauthorized,
+	fault.Unavailable:  CodeUnavailable,
+	fault.Unsupported:  CodeUnknown,
+	fault.NotModified:  CodeUnknown,
 }
 
 // StatusOf makes a status of an error.
@@ -63,9 +63,9 @@ func StatusOf(err error) *Status {
 	case errors.As(err, &s):
 		return s
 	case errors.Is(err, context.Canceled):
-		return &Status{Code: codeCanceled, Message: "context canceled"}
+		return &Status{Code: CodeCanceled, Message: "context canceled"}
 	case errors.Is(err, context.DeadlineExceeded):
-		return &Status{Code: codeDeadline, Message: err.Error()}
+		return &Status{Code: CodeDeadline, Message: err.Error()}
 	}
 	return &Status{Code: codes[fault.KindOf(err)], Message: err.Error()}
 }
@@ -188,11 +188,11 @@ func Is(r *http.Request) bool {
 func Answer(w http.ResponseWriter, r *http.Request, methods map[string]Method, logs io.Writer) {
 	m, h := methods[r.URL.Path], w.Header()
 	h.Set("Content-Type", "application/grpc")
-	var err error = &Status{Code: codeUnimplemented, Message: fmt.Sprintf("method %q is not supported", r.URL.Path)}
+	var err error = &Status{Code: CodeUnimplemented, Message: fmt.Sprintf("method %q is not supported", r.URL.Path)}
 	if m != nil {
 		err = call(m, &Stream{r, w}, logs)
 	}
-	h.Set(http.TrailerPrefix+"Grpc-Status", strconv.Itoa(codeOK))
+	h.Set(http.TrailerPrefix+"Grpc-Status", strconv.Itoa(CodeOK))
 	if err == nil {
 		return
 	}
@@ -208,7 +208,7 @@ func call(m Method, s *Stream, logs io.Writer) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			fmt.Fprintf(logs, "panic while answering %q: %v\n%s", s.r.URL.Path, p, debug.Stack())
-			err = &Status{Code: codeInternal, Message: "keg made a mistake while answering this call; please report what its log says"}
+			err = &Status{Code: CodeInternal, Message: "keg made a mistake while answering this call; please report what its log says"}
 		}
 	}()
 	return m(s)
